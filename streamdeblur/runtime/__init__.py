@@ -1,0 +1,36 @@
+"""Who runs the restoration: pools, the reorder buffer, the ledger.
+
+`RayPool` is imported from `streamdeblur.runtime.ray_pool`, so that nothing else pays for Ray.
+"""
+
+from streamdeblur.runtime.ledger import (
+    FrameRecord,
+    Ledger,
+    LedgerHeader,
+    LedgerLine,
+    LedgerSummary,
+    Status,
+    TileCounts,
+    read_ledger,
+)
+from streamdeblur.runtime.pool import Corrections, Factory, InProcessPool, Pool, Result, Work, one_line
+from streamdeblur.runtime.reorder import ReorderBuffer
+
+__all__ = [
+    "Corrections",
+    "Factory",
+    "FrameRecord",
+    "InProcessPool",
+    "Ledger",
+    "LedgerHeader",
+    "LedgerLine",
+    "LedgerSummary",
+    "Pool",
+    "ReorderBuffer",
+    "Result",
+    "Status",
+    "TileCounts",
+    "Work",
+    "one_line",
+    "read_ledger",
+]

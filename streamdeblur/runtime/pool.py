@@ -1,0 +1,203 @@
+"""Who runs the restoration: the pool protocol with explicit credits, and the pool inside this process.
+
+A pool takes frames while it has credits (``in_flight < capacity``) and gives back one `Result` or `Gap` for every frame
+it took, in any order. Frames stay in flight until they are collected, so a slow caller bounds the memory of the pool.
+Results do not depend on how many workers there are: a pool is stateless, every frame is restored from itself alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from streamdeblur.errors import StreamdeblurError
+from streamdeblur.frames import Frame, Gap
+
+logger = logging.getLogger(__name__)
+
+Corrections = tuple[npt.NDArray[Any], ...]
+#: The corrections of one frame: one integer array a colour plane, same shape as the plane, in code values.
+Work = Callable[[Frame], Corrections]
+#: A picklable recipe for a `Work`; called once in every worker (loads weights there).
+Factory = Callable[[], Work]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one frame.
+
+    index: that of the frame. corrections: see `Work`. worker: stable name of who did it. seconds: spent in the work.
+    """
+
+    index: int
+    corrections: Corrections
+    worker: str
+    seconds: float
+
+
+class Pool(Protocol):
+    """What a job asks of whoever runs the restoration. One thread submits and collects; any thread may close."""
+
+    @property
+    def capacity(self) -> int:
+        """Frames in flight at most."""
+
+    @property
+    def in_flight(self) -> int:
+        """Frames submitted and not yet collected."""
+
+    def submit(self, frame: Frame) -> None:
+        """Hand over a frame; returns at once.
+
+        Raises RuntimeError when no credit is left or the pool is closed (errors of the program), and whatever ended
+        the workers for good.
+        """
+
+    def collect(self, timeout: float | None = None) -> list[Result | Gap]:
+        """Take what is done, in any order; wait up to ``timeout`` seconds (None: for ever) for at least one.
+
+        Empty on timeout, when nothing is in flight and on a closed pool. Raises whatever ended the workers for good.
+        """
+
+    def close(self, *, abort: bool = False) -> None:
+        """End the workers; idempotent. Waits for the work in flight, and drops it, unless ``abort``."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def one_line(error: BaseException) -> str:
+    """An exception in one line: its own words if it is ours, with the class in front if not."""
+    text = " ".join(str(error).split())
+    if isinstance(error, StreamdeblurError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def checked(corrections: Any) -> Corrections:
+    """The tuple of arrays that a `Work` must return; TypeError if it is something else."""
+    if not isinstance(corrections, tuple) or not all(isinstance(c, np.ndarray) for c in corrections):
+        raise TypeError(f"the work returned {type(corrections).__name__}, not a tuple of arrays")
+    return corrections
+
+
+class InProcessPool:
+    """One worker thread in this process: for one device. Starts in milliseconds.
+
+    The factory runs in the worker thread, so that contexts bound to a thread belong to the one that uses them. If it
+    fails, every later `submit` and `collect` raises its exception. An exception from one frame, MemoryError included,
+    becomes the `Gap` of that frame. The thread is a daemon: an abandoned frame never holds the interpreter.
+    """
+
+    def __init__(self, factory: Factory, capacity: int = 2) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity {capacity} is not at least 1")
+        self._capacity = capacity
+        self._waiting: deque[Frame] = deque()
+        self._done: deque[Result | Gap] = deque()
+        self._in_flight = 0
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, args=(factory,), name="restore", daemon=True)
+        self._thread.start()
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    def submit(self, frame: Frame) -> None:
+        with self._changed:
+            self._raise_failure()
+            if self._closed:
+                raise RuntimeError("the pool is closed")
+            if self._in_flight >= self._capacity:
+                raise RuntimeError(f"all {self._capacity} credits of the pool are in use")
+            self._waiting.append(frame)
+            self._in_flight += 1
+            self._changed.notify_all()
+
+    def collect(self, timeout: float | None = None) -> list[Result | Gap]:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._done or self._failure is not None or self._in_flight == 0 or self._closed, timeout
+            )
+            if self._closed:
+                return []
+            if not self._done:
+                self._raise_failure()
+            done = list(self._done)
+            self._done.clear()
+            self._in_flight -= len(done)
+            return done
+
+    def close(self, *, abort: bool = False) -> None:
+        with self._changed:
+            if abort:
+                self._waiting.clear()
+            self._closed = True
+            self._changed.notify_all()
+        if not abort:
+            self._thread.join()
+        with self._changed:
+            self._done.clear()
+            self._in_flight = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(abort=kind is not None)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self, factory: Factory) -> None:
+        try:
+            work = factory()
+            while (frame := self._next()) is not None:
+                self._deliver(self._restore(work, frame))
+        except BaseException as error:
+            logger.debug("the worker thread ended", exc_info=True)
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _next(self) -> Frame | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            return self._waiting.popleft() if self._waiting else None
+
+    def _deliver(self, item: Result | Gap) -> None:
+        with self._changed:
+            self._done.append(item)
+            self._changed.notify_all()
+
+    @staticmethod
+    def _restore(work: Work, frame: Frame) -> Result | Gap:
+        start = time.perf_counter()
+        try:
+            corrections = checked(work(frame))
+        except Exception as error:
+            logger.debug("frame %d failed", frame.index, exc_info=True)
+            return Gap(frame.index, one_line(error))
+        return Result(frame.index, corrections, "local:0", time.perf_counter() - start)
