@@ -1,0 +1,1 @@
+"""What users run, one module a use: composition of the other rooms."""

@@ -1,0 +1,482 @@
+"""The main job: one video in, the restored video out, everything else as it was.
+
+    reader thread ── frames ──► pump (the caller's thread) ── corrected frames ──► writer thread
+         └─────────── packets of the other streams ──────────────────────────────►┘
+                                   │      ▲
+                                   ▼      │ corrections
+                                   pool (in-process thread, or Ray actors)
+
+Every queue is bounded, so memory does not depend on the length of the file. Frames leave the pump in order of their
+index whatever order the pool finishes them in. An error on any thread ends the others and reaches the caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from streamdeblur.config import ProcessOptions, parse
+from streamdeblur.errors import BrokenStream, OutputError, UsageError, WorkerError
+from streamdeblur.frames import Frame, Gap, apply_correction
+from streamdeblur.jobs.channel import Channel, Closed
+from streamdeblur.restore import Restorer, RestorerSpec
+from streamdeblur.runtime.ledger import FrameRecord, Ledger, Status
+from streamdeblur.runtime.pool import InProcessPool, Pool, Result
+from streamdeblur.runtime.reorder import ReorderBuffer
+from streamdeblur.version import __version__
+from streamdeblur.video.encoders import EncoderRequest
+from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
+from streamdeblur.video.writer import VideoWriter
+
+log = logging.getLogger(__name__)
+
+#: Decoded frames that wait for the pool; corrected frames that wait for the encoder, and how many packets of other
+#: streams weigh as much as a frame; written frames that wait to be booked (more than can be behind at any time).
+_AHEAD = 3
+_BEHIND = 4
+_PACKETS_A_FRAME = 64
+_UNBOOKED = 1024
+_KEPT_ENDINGS = (".mp4", ".mov", ".mkv")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A snapshot for a progress display. total: frames expected, None when the container does not say."""
+
+    frames: int
+    total: int | None
+    restored: int
+    bypassed: int
+    seconds: float
+    position: float | None
+
+    @property
+    def fps(self) -> float:
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSummary:
+    """What a job did. Times in seconds; ``copied`` and ``dropped`` name streams of the source."""
+
+    source: str
+    output: str
+    model: str
+    weights: str | None
+    device: str
+    precision: str
+    tiling: str
+    encoder: str
+    pix_fmt: str
+    width: int
+    height: int
+    frames: int
+    restored: int
+    bypassed: int
+    undecodable_packets: int
+    seconds: float
+    first_frame_seconds: float
+    workers: int
+    copied: tuple[str, ...] = field(default=())
+    dropped: tuple[str, ...] = field(default=())
+    broken: str | None = None
+
+    @property
+    def fps(self) -> float:
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        names = [f for f in self.__slots__ if f not in ("copied", "dropped")]
+        values = {n: getattr(self, n) for n in names}
+        return {**values, "fps": round(self.fps, 3), "copied": list(self.copied), "dropped": list(self.dropped)}
+
+
+def default_output(source: str | os.PathLike[str]) -> Path:
+    """NAME.deblurred.EXT beside the source; mp4, mov and mkv keep their ending, others become mkv."""
+    path = Path(source)
+    ending = path.suffix if path.suffix.lower() in _KEPT_ENDINGS else ".mkv"
+    return path.with_name(f"{path.stem}.deblurred{ending}")
+
+
+def process_video(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    options: ProcessOptions | None = None,
+    **keywords: Any,
+) -> ProcessSummary:
+    """Restore a video file.
+
+    output: None takes ``default_output``. progress: called on this thread after every frame written. Options are the
+    fields of ``config.ProcessOptions``, given as one object or by keyword.
+
+    Blocks until the file is complete under its final name. On any error nothing is left there, and a previous file of
+    that name stays as it was. Raises StreamdeblurError (errors.py); KeyboardInterrupt stops it cleanly.
+    """
+    if options is not None and keywords:
+        raise UsageError("options and keywords exclude each other", "give one of the two")
+    chosen = options if options is not None else parse(ProcessOptions, _plain(keywords), "the call")
+    target = Path(output) if output is not None else default_output(source)
+    _check_target(source, target, chosen.overwrite)
+    return _Job(os.fspath(source), target, chosen, progress).run()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in values.items()}
+
+
+def _check_target(source: str | os.PathLike[str], target: Path, overwrite: bool) -> None:
+    name = os.fspath(source)
+    if "://" not in name and Path(name).exists() and target.exists() and os.path.samefile(name, target):
+        raise UsageError(f"output {target} is the source itself", "choose another output with -o")
+    if target.exists() and not target.is_dir() and not overwrite:
+        raise OutputError(f"{target} exists", "--overwrite replaces it, -o writes elsewhere")
+
+
+class Workforce:
+    """The pool for a job, and what it consists of, for the summary."""
+
+    def __init__(self, options: ProcessOptions, width: int, height: int) -> None:
+        import torch
+
+        spec = RestorerSpec(
+            options.model, options.weights, options.device, options.precision, options.tiling, options.threads
+        )
+        several = options.device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.device_count() > 1
+        use_ray = options.workers is not None or options.ray is not None or several
+        # Built here in any case: weights and device are checked before anything is written, and the plan for the
+        # frame size is made once, so that every worker cuts its frames alike.
+        restorer = spec.build()
+        engine = restorer.engine
+        on_gpu = engine.device.type == "cuda"
+        self.model = _model_name(options)
+        self.device = str(engine.device)
+        self.precision = _precision_name(engine)
+        if not use_ray:
+            self.workers = 1
+            self.tiling = restorer.plan(height, width)
+            fixed = Restorer(tiling=self.tiling, engine=engine)
+            self.pool: Pool = InProcessPool(lambda: fixed.correction, options.in_flight)
+            return
+        from streamdeblur.runtime.ray_pool import RayPool
+
+        self.workers = options.workers or (torch.cuda.device_count() if on_gpu else 1)
+        self.tiling = restorer.plan(height, width, workers=self.workers)
+        threads = options.threads
+        if threads is None and not on_gpu:
+            threads = max(1, (os.cpu_count() or 1) // self.workers)
+        weights = options.weights
+        if weights is not None and not weights.startswith("random:"):
+            weights = os.path.abspath(weights)
+        factory = WorkerRecipe(
+            RestorerSpec(
+                options.model,
+                weights,
+                "cuda" if on_gpu else options.device,
+                self.precision if self.precision in ("fp32", "bf16", "fp16") else "auto",
+                self.tiling,
+                threads,
+            )
+        )
+        del restorer, engine
+        if on_gpu:
+            torch.cuda.empty_cache()
+        gpus = options.gpus_per_worker if options.gpus_per_worker is not None else float(on_gpu)
+        address = None if options.ray in (None, "local", "") else options.ray
+        self.pool = RayPool(
+            factory,
+            workers=self.workers,
+            address=address,
+            num_gpus=gpus,
+            in_flight_per_worker=options.in_flight,
+            threads=threads,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecipe:
+    """Pickles to a worker; called there, it builds the restorer and gives its ``correction``."""
+
+    spec: RestorerSpec
+
+    def __call__(self) -> Callable[[Frame], tuple[Any, ...]]:
+        return self.spec.build().correction
+
+
+def _model_name(options: ProcessOptions) -> str:
+    from streamdeblur.models import registry
+
+    if options.model is not None:
+        return registry.resolve(options.model).name
+    if options.weights is not None:
+        return str(registry.read_weights(options.weights)[1].variant)
+    variant = registry.default_variant()
+    return variant.name if variant else "identity"
+
+
+def _precision_name(engine: Any) -> str:
+    dtype = str(getattr(engine, "dtype", "")).removeprefix("torch.")
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype or "engine")
+
+
+class _Job:
+    def __init__(
+        self, source: str, target: Path, options: ProcessOptions, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.options = options
+        self.progress = progress
+        self.frames: Channel[DecodedFrame] = Channel(_AHEAD)
+        self.mux: Channel[CopyPacket | tuple[Frame, DecodedFrame, FrameRecord]] = Channel(
+            _BEHIND * _PACKETS_A_FRAME, lambda item: 1 if isinstance(item, CopyPacket) else _PACKETS_A_FRAME
+        )
+        self.written: Channel[FrameRecord] = Channel(_UNBOOKED)
+        self.started = time.monotonic()
+        self.first_frame: float | None = None
+
+    def run(self) -> ProcessSummary:
+        o = self.options
+        with VideoReader(
+            self.source,
+            stream=o.stream,
+            on_error=o.on_error,
+            start=o.start,
+            duration=o.duration,
+            interlaced=o.interlaced,
+            deinterlace=o.deinterlace,
+            hardware=None if o.hardware == "none" else o.hardware,
+        ) as reader:
+            info = reader.info
+            workforce = Workforce(o, info.width, info.height)
+            ledger = Ledger(
+                o.ledger,
+                source=self.source,
+                output=str(self.target),
+                settings=o.model_dump(mode="json"),
+                version=__version__,
+            )
+            with ledger, workforce.pool as pool:
+                request = EncoderRequest(o.encoder, o.crf, _preset(o.preset, workforce), o.lossless, threads=0)
+                writer = VideoWriter(self.target, reader, request)
+                try:
+                    self._flow(reader, writer, pool, ledger)
+                    self._check(reader, writer, ledger)
+                    writer.finish()
+                except BaseException:
+                    pool.close(abort=True)
+                    writer.abort()
+                    raise
+            return self._summary(reader, writer, workforce, ledger)
+
+    # --- the three threads -------------------------------------------------------------------------------------------
+
+    def _flow(self, reader: VideoReader, writer: VideoWriter, pool: Pool, ledger: Ledger) -> None:
+        threads = [
+            threading.Thread(target=self._read, args=(reader,), name="reader", daemon=True),
+            threading.Thread(target=self._write, args=(writer,), name="writer", daemon=True),
+        ]
+        for t in threads:
+            t.start()
+        try:
+            self._pump(pool, ledger, reader)
+            self.mux.finish()
+            self._drain(ledger, reader, until_done=True)
+        finally:
+            self.frames.leave()
+            self.mux.finish(Closed())
+            self.mux.leave()
+            for t in threads:
+                t.join()
+
+    def _read(self, reader: VideoReader) -> None:
+        try:
+            for item in reader.items():
+                if isinstance(item, DecodedFrame):
+                    self.frames.put(item)
+                else:
+                    self.mux.put(item)
+        except Closed:
+            pass
+        except BaseException as e:
+            self.frames.finish(e)
+            return
+        self.frames.finish()
+
+    def _write(self, writer: VideoWriter) -> None:
+        try:
+            while (item := self.mux.get()) is not None:
+                if isinstance(item, CopyPacket):
+                    writer.copy(item)
+                    continue
+                frame, decoded, record = item
+                pts = writer.write(frame, decoded)
+                self.written.put(_with_pts(record, pts))
+        except Closed:
+            pass
+        except BaseException as e:
+            self.written.finish(e)
+            self.mux.leave()
+            return
+        self.written.finish()
+
+    def _pump(self, pool: Pool, ledger: Ledger, reader: VideoReader) -> None:
+        held: dict[int, DecodedFrame] = {}
+        order: ReorderBuffer[Result | Gap] = ReorderBuffer(pool.capacity * 2 + 2)
+        reading = True
+        while reading or held:
+            while reading and pool.in_flight < pool.capacity and order.room_for(self._next_index(held, order)):
+                try:
+                    frame = self.frames.get(0.0 if held else 0.2)
+                except TimeoutError:
+                    break
+                if frame is None:
+                    reading = False
+                    break
+                held[frame.index] = frame
+                pool.submit(frame.plain())
+            if held:
+                for result in pool.collect(0.02 if reading else 0.2):
+                    order.push(result.index, result)
+            for done in order.pop_ready():
+                decoded = held.pop(done.index)
+                try:
+                    self.mux.put(self._compose(decoded, done))
+                except Closed:
+                    self._drain(ledger, reader, until_done=True)  # raises what the writer raised
+                    raise WorkerError("the writer stopped without a reason") from None
+            self._drain(ledger, reader)
+
+    @staticmethod
+    def _next_index(held: dict[int, DecodedFrame], order: ReorderBuffer[Result | Gap]) -> int:
+        return order.next_index if not held else max(held) + 1
+
+    def _compose(self, decoded: DecodedFrame, done: Result | Gap) -> tuple[Frame, DecodedFrame, FrameRecord]:
+        if isinstance(done, Gap):
+            when = f" at {decoded.time:.3f} s" if decoded.time is not None else ""
+            if self.options.on_error == "fail":
+                raise WorkerError(
+                    f"frame {done.index}{when} of {self.source} can't be restored: {done.reason}",
+                    "--on-error bypass passes it through unrestored",
+                )
+            log.warning("frame %d%s is passed through unrestored: %s", done.index, when, done.reason)
+            record = _record(decoded, "bypassed", reason=done.reason)
+            return decoded, decoded, record
+        corrected = apply_correction(decoded, done.corrections)
+        record = _record(decoded, "restored", worker=done.worker, seconds=done.seconds)
+        return corrected, decoded, record
+
+    def _drain(self, ledger: Ledger, reader: VideoReader, *, until_done: bool = False) -> None:
+        """Book what the writer has written, and show it."""
+        while True:
+            try:
+                record = self.written.get(None if until_done else 0.0)
+            except TimeoutError:
+                return
+            if record is None:
+                return
+            if self.first_frame is None:
+                self.first_frame = time.monotonic() - self.started
+            ledger.record(record)
+            if self.progress is not None:
+                self.progress(self._snapshot(ledger, reader, record))
+
+    def _snapshot(self, ledger: Ledger, reader: VideoReader, record: FrameRecord) -> Progress:
+        counts = ledger.counts
+        return Progress(
+            frames=ledger.frames,
+            total=_expected(reader, self.options),
+            restored=counts["restored"],
+            bypassed=counts["bypassed"],
+            seconds=time.monotonic() - self.started,
+            position=None if record.pts_out is None else float(record.pts_out * record.time_base),
+        )
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    def _check(self, reader: VideoReader, writer: VideoWriter, ledger: Ledger) -> None:
+        ledger.check(reader.frames_read, writer.frames_written)
+        if reader.frames_read == 0:
+            raise BrokenStream(f"{self.source} gave no frame")
+
+    def _summary(
+        self, reader: VideoReader, writer: VideoWriter, workforce: Workforce, ledger: Ledger
+    ) -> ProcessSummary:
+        counts = ledger.counts
+        t = workforce.tiling
+        return ProcessSummary(
+            source=self.source,
+            output=str(self.target),
+            model=workforce.model,
+            weights=self.options.weights,
+            device=workforce.device,
+            precision=workforce.precision,
+            tiling=t.mode if t.mode == "whole" else f"{t.mode} {t.tile}",
+            encoder=writer.choice.codec,
+            pix_fmt=writer.choice.layout.name,
+            width=reader.info.width,
+            height=reader.info.height,
+            frames=ledger.frames,
+            restored=counts["restored"],
+            bypassed=counts["bypassed"],
+            undecodable_packets=reader.skipped,
+            seconds=round(time.monotonic() - self.started, 3),
+            first_frame_seconds=round(self.first_frame or 0.0, 3),
+            workers=workforce.workers,
+            copied=tuple(p.label for p in writer.plans if p.action != "drop"),
+            dropped=tuple(p.label for p in writer.plans if p.action == "drop" and p.why),
+            broken=reader.broken,
+        )
+
+
+def _record(
+    frame: Frame, status: Status, *, worker: str | None = None, seconds: float | None = None, reason: str | None = None
+) -> FrameRecord:
+    return FrameRecord(frame.index, frame.pts, None, frame.time_base, status, None, worker, seconds, reason)
+
+
+def _with_pts(record: FrameRecord, pts: int) -> FrameRecord:
+    return FrameRecord(
+        record.index,
+        record.pts_in,
+        pts,
+        record.time_base,
+        record.status,
+        record.tiles,
+        record.worker,
+        record.seconds,
+        record.reason,
+    )
+
+
+def _expected(reader: VideoReader, options: ProcessOptions) -> int | None:
+    info = reader.info
+    if options.start is not None or options.duration is not None or not info.frames:
+        rate, length = info.average_rate, info.duration
+        if rate is None or length is None:
+            return None
+        length = max(0.0, length - (options.start or 0.0))
+        if options.duration is not None:
+            length = min(length, options.duration)
+        return max(1, round(Fraction(rate) * Fraction(length).limit_denominator(10**6)))
+    return info.frames
+
+
+def _preset(preset: str, workforce: Workforce) -> str:
+    """auto: a network on a CPU leaves the encoder all the time it wants; a GPU or no network at all leaves none."""
+    if preset != "auto":
+        return preset
+    slow = workforce.device == "cpu" and workforce.model not in ("identity", "offset")
+    return "medium" if slow else "veryfast"
+
+
+__all__ = ["ProcessSummary", "Progress", "default_output", "process_video"]

@@ -1,0 +1,76 @@
+"""Payloads of copied streams in a form that does not depend on the container's framing.
+
+AAC travels with ADTS headers in MPEG-TS and without them in MP4 (ISO/IEC 14496-3, 1.A.3.2); H.264 and HEVC with start
+codes in MPEG-TS (Annex B) and with lengths in MP4 and Matroska; PCM is cut into packets at each muxer's pleasure. The
+bytes that matter are the same, and ``StreamDigest`` sees just those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+_START = re.compile(rb"\x00\x00\x00?\x01")
+
+
+def without_adts(data: bytes) -> bytes:
+    """An AAC access unit without its ADTS header, if it has one."""
+    if len(data) > 7 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:
+        length = (data[3] & 3) << 11 | data[4] << 3 | data[5] >> 5
+        if length == len(data):
+            return data[7 if data[1] & 1 else 9 :]
+    return data
+
+
+def _nal_units(data: bytes, *, hevc: bool) -> Iterator[bytes]:
+    units: list[bytes] = []
+    if data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1":
+        units = [u.rstrip(b"\0") for u in _START.split(data) if u]
+    else:
+        position = 0
+        while position + 4 <= len(data):
+            length = int.from_bytes(data[position : position + 4], "big")
+            units.append(data[position + 4 : position + 4 + length].rstrip(b"\0"))
+            position += 4 + length
+    for unit in units:
+        if not unit:
+            continue
+        kind = (unit[0] >> 1) & 63 if hevc else unit[0] & 31
+        # Delimiters and parameter sets move between packets and the container's header.
+        if kind not in ((32, 33, 34, 35) if hevc else (7, 8, 9)):
+            yield unit
+
+
+@dataclass(slots=True)
+class StreamDigest:
+    """Running digest of a stream's payload: per packet and as one run of bytes."""
+
+    codec: str
+    packets: int = 0
+    size: int = 0
+    _hash: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+
+    def add(self, data: bytes) -> None:
+        """Take the payload of one packet, in demuxing order."""
+        if not data:
+            return
+        self.packets += 1
+        if self.codec in ("aac", "aac_latm"):
+            data = without_adts(data)
+        if self.codec in ("h264", "hevc"):
+            for unit in _nal_units(data, hevc=self.codec == "hevc"):
+                self._update(unit)
+            return
+        self._update(data)
+
+    def _update(self, data: bytes) -> None:
+        self.size += len(data)
+        self._hash.update(data)
+
+    def same(self, other: StreamDigest) -> bool:
+        """Equal payloads; and equally many packets, but for PCM, which has no packets of its own."""
+        bytes_same = self.size == other.size and self._hash.digest() == other._hash.digest()
+        return bytes_same and (self.packets == other.packets or self.codec.startswith("pcm"))

@@ -1,0 +1,180 @@
+"""What becomes of the streams that are not restored: copied, converted without loss, or dropped with a reason.
+
+Whether a container takes a stream is found out by writing it: a header, one packet and a trailer into memory. FFmpeg's
+own table (``avformat_query_codec``) is too hopeful (AAC-LATM in MP4) and too shy, and a refusal after the real header
+was written would cost the whole job.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import av
+import av.error
+from av.stream import Disposition
+
+from streamdeblur.video.reader import open_container, reason
+
+log = logging.getLogger(__name__)
+
+Action = Literal["copy", "attach", "subrip", "mov_text", "drop"]
+
+_TEXT = {"subrip", "srt", "text"}
+#: Metadata that describes the old file and not the picture; the muxer writes its own.
+_CONTAINER_KEYS = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
+_STATISTICS = re.compile(r"^(_statistics|bps|duration|number_of_(frames|bytes)|encoder|vendor_id)", re.IGNORECASE)
+#: What FFmpeg's MP4 muxer stores under iTunes names; any other key needs ``movflags=use_metadata_tags``.
+_ITUNES = {
+    "title", "artist", "album_artist", "composer", "album", "date", "comment", "genre", "copyright", "grouping",
+    "lyrics", "description", "synopsis", "show", "episode_id", "network", "keywords", "episode_sort", "season_number",
+    "media_type", "hd_video", "gapless_playback", "compilation", "track", "disc", "tmpo", "creation_time", "timecode",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """index: of the stream in the source. why: only for "drop", for the reader."""
+
+    index: int
+    kind: str
+    codec: str
+    action: Action
+    why: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"stream {self.index} ({self.kind}, {self.codec})"
+
+
+def codec_name(stream: Any) -> str:
+    """FFmpeg's name of a stream's codec, "unknown" where it has none."""
+    context = stream.codec_context
+    if context is not None:
+        return str(context.codec.canonical_name)
+    return str(stream.name) if getattr(stream, "name", None) else "unknown"
+
+
+def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[StreamPlan]:
+    """A plan for every stream of ``source`` but number ``chosen``, for FFmpeg's output format ``container``."""
+    plans: list[StreamPlan] = []
+    samples: dict[int, Any] | None = None
+    for stream in source.streams:
+        if stream.index == chosen:
+            continue
+        name = codec_name(stream)
+
+        def plan(action: Action, why: str = "", s: Any = stream, n: str = name) -> None:
+            plans.append(StreamPlan(s.index, s.type, n, action, why))
+
+        if stream.type == "attachment":
+            if container == "matroska":
+                plan("attach")
+            else:
+                plan("drop", f"{container} holds no attachments")
+            continue
+        if stream.type == "data" and "timecode" in stream.metadata:
+            plan("drop", "")  # the timecode tag makes the muxer write it anew
+            continue
+        if samples is None:
+            samples = _first_packets(path, chosen)
+        why = _refusal(stream, container, samples.get(stream.index))
+        if why is None:
+            plan("copy")
+        elif stream.type == "subtitle" and name == "mov_text" and container == "matroska":
+            plan("subrip")
+        elif stream.type == "subtitle" and name in _TEXT and container in ("mp4", "mov"):
+            plan("mov_text")
+        else:
+            plan("drop", f"{container} can't hold it ({why})")
+    return plans
+
+
+def _first_packets(path: str, chosen: int, limit: int = 4000) -> dict[int, Any]:
+    """One packet of every other stream, from the first ``limit`` packets of the file."""
+    found: dict[int, Any] = {}
+    try:
+        with open_container(path) as source:
+            wanted = {s.index for s in source.streams if s.index != chosen and s.type != "attachment"}
+            for n, packet in enumerate(source.demux(*[s for s in source.streams if s.index in wanted])):
+                if packet.size and packet.stream.index not in found:
+                    found[packet.stream.index] = (bytes(packet), packet.pts, packet.dts, packet.is_keyframe)
+                if n > limit or wanted <= found.keys():
+                    break
+    except (av.error.FFmpegError, OSError, ValueError):
+        pass  # whatever is wrong with the file, the real reader says it better
+    return found
+
+
+def _refusal(stream: Any, container: str, sample: Any) -> str | None:
+    """None when the container takes the stream, else why not."""
+    try:
+        with av.open(io.BytesIO(), "w", format=container) as out:
+            target = out.add_stream_from_template(stream, opaque=True)
+            copy_stream_tags(stream, target)
+            out.start_encoding()
+            if sample is not None:
+                data, pts, dts, key = sample
+                packet: av.Packet[Any] = av.Packet(data)
+                packet.stream = target
+                packet.time_base = stream.time_base
+                packet.pts = pts if pts is not None else dts
+                packet.dts = dts if dts is not None else pts
+                packet.is_keyframe = key
+                out.mux_one(packet)
+    except (av.error.FFmpegError, OSError, ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError) as e:
+        return reason(e)
+    return None
+
+
+def copy_stream_tags(source: Any, target: Any, *, encoded: bool = False) -> None:
+    """Language, title, disposition and other tags; statistics of the old encoding are left out where it is new."""
+    tags = {
+        k: v for k, v in source.metadata.items() if not (encoded and _STATISTICS.match(k)) and k.lower() != "encoder"
+    }
+    target.metadata.update(tags)
+    target.disposition = Disposition(int(source.disposition))
+
+
+def container_tags(source: Any) -> dict[str, str]:
+    """The container's metadata without what describes the old file."""
+    return {k: v for k, v in source.metadata.items() if k.lower() not in _CONTAINER_KEYS}
+
+
+def needs_metadata_tags(tags: dict[str, str]) -> bool:
+    """True when MP4's iTunes names can't hold some key, so that the QuickTime key list must be used."""
+    return any(k.lower() not in _ITUNES for k in tags)
+
+
+_STYLE = re.compile(r"<[^>]{1,64}>|\{\\[^}]{1,64}\}")
+
+
+def mov_text_to_subrip(data: bytes) -> bytes | None:
+    """Text of a 3GPP Timed Text sample (3GPP TS 26.245, 5.17), None for an empty one (a gap)."""
+    if len(data) < 2:
+        return None
+    length = int.from_bytes(data[:2], "big")
+    raw = data[2 : 2 + length]
+    if not raw:
+        return None
+    if raw[:2] in (b"\xfe\xff", b"\xff\xfe"):
+        text = raw.decode("utf-16", "replace")
+    else:
+        text = raw.decode("utf-8", "replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n").encode() or None
+
+
+def has_styles(data: bytes) -> bool:
+    """True when a 3GPP Timed Text sample carries style boxes after its text."""
+    return len(data) >= 2 and len(data) > 2 + int.from_bytes(data[:2], "big")
+
+
+def subrip_to_mov_text(data: bytes) -> tuple[bytes, bool]:
+    """A 3GPP Timed Text sample with the text of a SubRip event, and whether styling was left out."""
+    text = data.decode("utf-8", "replace")
+    plain = _STYLE.sub("", text)
+    raw = plain.encode()[:65535]
+    return len(raw).to_bytes(2, "big") + raw, plain != text

@@ -1,0 +1,467 @@
+"""Frames to packets to a file: encode the restored stream, mux it with the untouched others, keep every timestamp.
+
+The file grows beside its target under ``NAME.partial`` and gets its name only when it is complete and on disk, so a
+kill at any moment leaves no broken file under the final name.
+
+Threading: a writer belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import av.error
+
+from streamdeblur.errors import DiskFull, EncoderError, OutputError, UsageError
+from streamdeblur.frames import Frame
+from streamdeblur.video.encoders import EncoderChoice, EncoderRequest, choose, configure
+from streamdeblur.video.pixfmt import LAYOUTS, component_views, write_components
+from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader, reason
+from streamdeblur.video.streams import (
+    StreamPlan,
+    container_tags,
+    copy_stream_tags,
+    has_styles,
+    mov_text_to_subrip,
+    needs_metadata_tags,
+    plan_streams,
+    subrip_to_mov_text,
+)
+
+log = logging.getLogger(__name__)
+
+#: FFmpeg's muxer for a file name; its own guess takes .m4v for a raw MPEG-4 stream.
+_MUXERS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".avi": "avi",
+    ".ts": "mpegts",
+    ".m2ts": "mpegts",
+    ".nut": "nut",
+    ".3gp": "3gp",
+}
+_ISOBMFF = {"mp4", "mov", "3gp"}
+_MATROSKA = {"matroska", "webm"}
+#: Free space below which a job stops while it still can do so in good order.
+_RESERVE = 1 << 20
+
+
+def muxer_for(path: str | os.PathLike[str]) -> str:
+    """FFmpeg's muxer name for an output path. Raises UsageError for an ending that it does not write."""
+    ending = Path(path).suffix.lower()
+    if ending not in _MUXERS:
+        raise UsageError(
+            f"output {os.fspath(path)} ends in {ending or 'nothing'}, which no video container here does",
+            f"use one of {', '.join(_MUXERS)}",
+        )
+    return _MUXERS[ending]
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file grows before it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
+class VideoWriter:
+    """Writes one restored stream and everything else of its source.
+
+    path: the final name; reader: the open source, whose tags, streams, chapters and metadata are kept.
+    request: encoder, quality and so on. notes: what the run should say (also logged as warnings).
+
+    ``write`` takes frames in order, ``copy`` packets of other streams as they come; ``finish`` flushes, syncs and
+    renames; ``abort`` removes what there is. Errors: OutputError, EncoderError, DiskFull.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reader: VideoReader, request: EncoderRequest) -> None:
+        self.path = Path(path)
+        self.partial = partial_path(self.path)
+        self.container_name = muxer_for(self.path)
+        self.frames_written = 0
+        self.last_pts: Fraction | None = None
+        self._reader = reader
+        self._open: av.container.OutputContainer | None = None
+        self._finished = False
+        self._header = False
+        self._last_dts: dict[int, int] = {}
+        self._copy: dict[int, tuple[StreamPlan, Any]] = {}
+        self._warned: set[str] = set()
+        self._last_out: int | None = None
+        self._step = 1
+        check_writable(self.path)
+        info = reader.info
+        self._size = (info.width, info.height)
+        self._time_base = info.time_base
+        self.plans = plan_streams(reader.container, reader.stream.index, self.container_name, reader.path)
+        with self._guard("can't be created"):
+            self._open = av.open(
+                str(self.partial), "w", format=self.container_name, options=self._container_options(reader)
+            )
+        out = self._container
+        try:
+            self.choice: EncoderChoice = choose(
+                request,
+                reader.tags,
+                info.color,
+                self._size,
+                field_order=info.field_order,
+                supported=frozenset(out.supported_codecs) if self.container_name != "matroska" else None,
+                container=self.container_name,
+            )
+            for note in self.choice.notes:
+                log.warning("%s", note)
+            self._add_streams(request)
+        except BaseException:
+            self.abort()
+            raise
+
+    # --- header ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _container(self) -> av.container.OutputContainer:
+        if self._open is None:
+            raise RuntimeError("the writer is closed")
+        return self._open
+
+    def _container_options(self, reader: VideoReader) -> dict[str, str]:
+        options: dict[str, str] = {}
+        if self.container_name in _ISOBMFF:
+            # Start offsets are stored in ticks of the movie; the default of 1/1000 would round every pts.
+            options["movie_timescale"] = str(_movie_timescale(self._time_base, reader))
+            flags = ["write_colr"]
+            if needs_metadata_tags(container_tags(reader.container)):
+                flags.append("use_metadata_tags")
+            options["movflags"] = "+" + "+".join(flags)
+            options["strict"] = "experimental"
+        if self.container_name in _MATROSKA:
+            # The muxer would shift everything by the AAC priming that comes before zero.
+            options["avoid_negative_ts"] = "disabled"
+        return options
+
+    def _add_streams(self, request: EncoderRequest) -> None:
+        reader, out = self._reader, self._container
+        rate = _sane_rate(reader.stream.average_rate or reader.stream.guessed_rate)
+        first_choice = reader.stream.index
+        planned = {p.index: p for p in self.plans}
+        # Streams keep their order; players take the first of a kind.
+        for source in reader.container.streams:
+            if source.index == first_choice:
+                self._video = self._add_video(rate, request)
+                continue
+            plan = planned[source.index]
+            if plan.action == "drop":
+                if plan.why:
+                    log.warning("%s is left out: %s", plan.label, plan.why)
+                continue
+            with self._guard(f"can't take {plan.label}"):
+                if plan.action == "attach":
+                    attachment: Any = source
+                    name = str(source.metadata.get("filename", f"attachment{source.index}"))
+                    out.add_attachment(name, attachment.mimetype or "application/octet-stream", attachment.data)
+                    continue
+                if plan.action == "copy":
+                    target = out.add_stream_from_template(source, opaque=True)
+                else:
+                    target = out.add_mux_stream(plan.action)
+                    target.time_base = Fraction(1, 1000)
+                copy_stream_tags(source, target)
+                if plan.action == "copy" and source.time_base:
+                    target.time_base = source.time_base
+            self._copy[source.index] = (plan, target)
+        out.metadata.update(container_tags(reader.container))
+        chapters = list(reader.container.chapters())
+        if chapters and not reader.shift:
+            out.set_chapters(chapters)
+        elif chapters:
+            log.warning("chapters are left out: they do not fit a part of the file")
+
+    def _add_video(self, rate: Fraction, request: EncoderRequest) -> Any:
+        reader = self._reader
+        with self._guard(f"can't take {self.choice.codec}", EncoderError):
+            stream: Any = self._container.add_stream(self.choice.codec, rate=rate, options=dict(self.choice.options))
+            context = stream.codec_context
+            configure(context, self.choice, self._size, reader.tags, rate, self._time_base)
+            stream.time_base = self._time_base
+            if request.threads:
+                context.thread_count = request.threads
+            elif self.choice.codec == "ffv1":
+                context.thread_count = os.cpu_count() or 1
+            sar = reader.stream.sample_aspect_ratio
+            if sar:
+                context.sample_aspect_ratio = sar
+            order = reader.info.field_order
+            if order != "progressive":
+                context.field_order = 2 if order == "tff" else 3
+                if self.choice.codec == "libx264":
+                    context.flags |= int(av.codec.context.Flags.interlaced_dct)
+            context.flags |= int(av.codec.context.Flags.frame_duration)
+            if reader.tags.display_matrix is not None:
+                stream.set_display_matrix(list(reader.tags.display_matrix))
+            copy_stream_tags(reader.stream, stream, encoded=True)
+        return stream
+
+    # --- frames ------------------------------------------------------------------------------------------------------
+
+    def write(self, frame: Frame, like: DecodedFrame | None = None) -> int:
+        """Encode a frame; ``like`` is the decoded frame that it was made from, whose side data goes along.
+
+        Returns the pts written, in the source's time base. Frames must come in order of index.
+        """
+        out = self._native(frame, like)
+        pts = self._timestamp(frame, like)
+        out.pts, out.time_base = pts, frame.time_base
+        out.pict_type = 0
+        tags = self._reader.tags
+        out.colorspace, out.color_primaries, out.color_trc = tags.matrix, tags.primaries, tags.transfer
+        out.color_range = tags.color_range
+        with self._guard(f"frame {frame.index} can't be encoded with {self.choice.codec}", EncoderError):
+            packets = self._video.encode(out)
+        self._start()
+        for packet in packets:
+            self._mux(packet)
+        self.frames_written += 1
+        return pts
+
+    def _native(self, frame: Frame, like: DecodedFrame | None) -> av.VideoFrame:
+        layout = self.choice.layout
+        native = like.native if like is not None else None
+        if native is not None and native.format.name == layout.name and layout.same_components(self._reader.tags.layout):
+            if frame is like:
+                return native
+            # Writing into the decoded frame keeps what hangs on it: captions, field flags, duration. The planes given
+            # are arrays of their own but for alpha, which would be overwritten by itself.
+            count = frame.spec.color.color_planes
+            native.make_writable()
+            views = component_views(native, layout)
+            for component, view, plane in zip(layout.components[:count], views, frame.planes, strict=False):
+                view[...] = plane << component.shift if component.shift else plane
+            return native
+        fresh = av.VideoFrame(frame.spec.width, frame.spec.height, layout.name)
+        write_components(fresh, layout, frame.planes, frame.spec.color)
+        return fresh
+
+    def _timestamp(self, frame: Frame, like: DecodedFrame | None) -> int:
+        pts = frame.pts
+        if pts is None:
+            # No timestamp at all (raw streams, some AVI): go on by the frame's own duration, else by the frame rate.
+            rate = _sane_rate(self._reader.stream.average_rate or self._reader.stream.guessed_rate)
+            step = max(1, round(1 / rate / frame.time_base))
+            pts = 0 if self._last_out is None else self._last_out + step
+            self._once("some frames have no timestamp: theirs follow the frame rate")
+        elif self._last_out is not None and pts <= self._last_out:
+            self._once(
+                f"frame {frame.index} has a timestamp not after the one before it "
+                f"({float(pts * frame.time_base):.3f} s): moved on by one tick"
+            )
+            pts = self._last_out + 1
+        self._last_out = pts
+        self.last_pts = pts * frame.time_base
+        return pts
+
+    def copy(self, item: CopyPacket) -> None:
+        """Mux a packet of another stream as it is, or converted as planned."""
+        packet = item.packet
+        entry = self._copy.get(packet.stream.index)
+        if entry is None:
+            return
+        plan, target = entry
+        if plan.action in ("subrip", "mov_text"):
+            converted = self._convert(packet, plan)
+            if converted is None:
+                return
+            packet = converted
+        self._start()
+        packet.stream = target
+        self._mux(packet, plan)
+
+    def _convert(self, packet: av.Packet[Any], plan: StreamPlan) -> av.Packet[Any] | None:
+        data = bytes(packet)
+        if plan.action == "subrip":
+            text = mov_text_to_subrip(data)
+            if text is None:
+                return None
+            if has_styles(data):
+                self._once(f"{plan.label}: colours and styles of its text have no place in SubRip")
+            payload = text
+        else:
+            payload, styled = subrip_to_mov_text(data)
+            if styled:
+                self._once(f"{plan.label}: the styling of its text is left out")
+        fresh: av.Packet[Any] = av.Packet(payload)
+        fresh.pts, fresh.dts, fresh.duration = packet.pts, packet.pts, packet.duration
+        fresh.time_base = packet.time_base
+        fresh.is_keyframe = True
+        return fresh
+
+    # --- muxing ------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if not self._header:
+            with self._guard("its header can't be written"):
+                self._container.start_encoding()
+            self._header = True
+
+    def _mux(self, packet: av.Packet[Any], plan: StreamPlan | None = None) -> None:
+        target = packet.stream
+        _rescale(packet, target.time_base)
+        if plan is not None:
+            if packet.dts is None:
+                packet.dts = packet.pts
+            if packet.pts is None and target.type != "video":
+                packet.pts = packet.dts
+            if packet.dts is None:
+                # Neither: FFmpeg fills in for audio of constant frame size; anything else has no place in time.
+                self._once(f"{plan.label}: packets without any timestamp are left out")
+                return
+            last = self._last_dts.get(target.index)
+            if last is not None and packet.dts <= last and target.type != "subtitle":
+                if packet.dts < last:
+                    self._once(f"{plan.label}: its timestamps run backwards in places; they are moved on")
+                packet.dts = last + (self.container_name not in _MATROSKA)
+            if packet.pts is not None and packet.pts < packet.dts:
+                packet.pts = packet.dts
+            self._last_dts[target.index] = packet.dts
+        label = plan.label if plan else "a video packet"
+        with self._guard(f"can't take {label}"):
+            self._container.mux_one(packet)
+
+    def finish(self) -> None:
+        """Flush the encoder, write the trailer, sync and rename. The writer is closed afterwards."""
+        with self._guard(f"{self.choice.codec} failed at its end", EncoderError):
+            packets = self._video.encode(None)
+        self._start()
+        for packet in packets:
+            self._mux(packet)
+        with self._guard("can't be completed"):
+            self._container.close()
+            self._open = None
+            # FFmpeg tells nobody about a write that failed while it closed the file.
+            with open(self.partial, "rb+") as f:
+                os.fsync(f.fileno())
+            if shutil.disk_usage(self.partial.parent).free < 4096:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            os.replace(self.partial, self.path)
+        self._finished = True
+
+    def abort(self) -> None:
+        """Close and remove the unfinished file. Idempotent, never raises."""
+        if self._finished:
+            return
+        self._finished = True
+        container, self._open = self._open, None
+        try:
+            if container is not None:
+                container.close()
+        except Exception as e:  # closing an unfinished file may fail in any way; it is removed anyhow
+            log.debug("closing %s: %s", self.partial, e)
+        self.partial.unlink(missing_ok=True)
+
+    def _once(self, text: str) -> None:
+        if text.split(":")[0] not in self._warned:
+            self._warned.add(text.split(":")[0])
+            log.warning("%s", text)
+
+    @contextmanager
+    def _guard(self, what: str, kind: type[OutputError] = OutputError) -> Iterator[None]:
+        """FFmpeg's and the system's errors as one line; a full disk by its own name."""
+        try:
+            yield
+        except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as e:
+            if getattr(e, "errno", None) == errno.ENOSPC or self._disk_is_full():
+                raise DiskFull(f"no space left for {self.path}", "free some, or write elsewhere with -o") from e
+            raise kind(f"{self.path}: {what}: {reason(e)}") from e
+
+    def _disk_is_full(self) -> bool:
+        try:
+            return shutil.disk_usage(self.path.parent).free < 65536
+        except OSError:
+            return False
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None:
+            self.abort()
+
+
+def check_writable(path: Path, need: int = _RESERVE) -> None:
+    """The folder exists, takes files and has ``need`` bytes. Raises OutputError or DiskFull before any work is done."""
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"folder {folder} of the output does not exist", "create it, or write elsewhere with -o")
+    if path.is_dir():
+        raise OutputError(f"output {path} is a folder", "name a file")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"folder {folder} can't be written to: permission denied", "write elsewhere with -o")
+    probe = partial_path(path)
+    try:
+        with open(probe, "wb") as f:
+            f.write(b"\0")
+        probe.unlink()
+    except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise DiskFull(f"no space left for {path}", "free some, or write elsewhere with -o") from e
+        raise OutputError(f"{path} can't be written: {e.strerror}", "write elsewhere with -o") from e
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise DiskFull(
+            f"{free / 1e6:.1f} MB free for {path}, and at least {need / 1e6:.1f} MB are needed",
+            "free some, or write elsewhere with -o",
+        )
+
+
+def _rescale(packet: av.Packet[Any], to: Fraction) -> None:
+    """``av_packet_rescale_ts``: to the nearest tick, halves away from zero, as FFmpeg itself rounds."""
+    if packet.time_base == to:
+        return
+    factor = Fraction(packet.time_base) / Fraction(to)
+
+    def nearest(ticks: int) -> int:
+        n, d = abs(ticks) * factor.numerator, factor.denominator
+        return (2 * n + d) // (2 * d) * (1 if ticks >= 0 else -1)
+
+    pts, dts, duration = packet.pts, packet.dts, packet.duration
+    packet.time_base = to
+    packet.pts = None if pts is None else nearest(pts)
+    packet.dts = None if dts is None else nearest(dts)
+    if duration:
+        packet.duration = nearest(duration)
+
+
+def _sane_rate(rate: Fraction | None) -> Fraction:
+    """A frame rate an encoder takes for its rate control; timing never comes from it."""
+    if rate is None or rate <= 0:
+        return Fraction(25)
+    return min(max(Fraction(rate), Fraction(1)), Fraction(240)).limit_denominator(1001)
+
+
+def _movie_timescale(time_base: Fraction, reader: VideoReader) -> int:
+    """A movie tick in which start offsets of the video, and where it fits of the other streams, are exact."""
+    scale = time_base.denominator
+    while scale < 10000:  # what the muxer does to the track's own
+        scale *= 2
+    for stream in reader.container.streams:
+        if stream.type == "audio" and stream.time_base:
+            both = math.lcm(scale, stream.time_base.denominator)
+            if both <= 10_000_000:
+                scale = both
+    return min(scale, 2**31 - 1)
+
+
+def same_layout(name: str) -> bool:
+    """True when frames of this pixel format are handled without conversion."""
+    return name in LAYOUTS
