@@ -19,9 +19,7 @@ from streamdeblur.errors import ConfigError
 
 OnError = Literal["fail", "bypass"]
 Interlaced = Literal["auto", "progressive", "tff", "bff"]
-Preset = Literal[
-    "auto", "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
-]
+Preset = Literal["auto", "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
 
 class StrictModel(BaseModel):

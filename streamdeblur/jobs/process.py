@@ -26,7 +26,7 @@ from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import BrokenStream, OutputError, UsageError, WorkerError
 from streamdeblur.frames import Frame, Gap, apply_correction
 from streamdeblur.jobs.channel import Channel, Closed
-from streamdeblur.restore import Restorer, RestorerSpec
+from streamdeblur.restore import Restorer, RestorerSpec, Tiling
 from streamdeblur.runtime.ledger import FrameRecord, Ledger, Status
 from streamdeblur.runtime.pool import InProcessPool, Pool, Result
 from streamdeblur.runtime.reorder import ReorderBuffer
@@ -145,7 +145,8 @@ def _check_target(source: str | os.PathLike[str], target: Path, overwrite: bool)
 class Workforce:
     """The pool for a job, and what it consists of, for the summary."""
 
-    def __init__(self, options: ProcessOptions, width: int, height: int) -> None:
+    def __init__(self, options: ProcessOptions, size: tuple[int, int] | None) -> None:
+        """size: (width, height) of every picture the network will see; None when they differ."""
         import torch
 
         spec = RestorerSpec(
@@ -161,19 +162,27 @@ class Workforce:
         self.model = _model_name(options)
         self.device = str(engine.device)
         self.precision = _precision_name(engine)
+        self.tiling: Tiling | None = None
         if not use_ray:
             self.workers = 1
-            self.tiling = restorer.plan(height, width)
-            fixed = Restorer(tiling=self.tiling, engine=engine)
-            self.pool: Pool = InProcessPool(lambda: fixed.correction, options.in_flight)
+            if size is not None:
+                self.tiling = restorer.plan(size[1], size[0])
+                restorer = Restorer(tiling=self.tiling, engine=engine)
+            work = restorer.correction
+            self.pool: Pool = InProcessPool(lambda: work, options.in_flight)
             return
         from streamdeblur.runtime.ray_pool import RayPool
 
         self.workers = options.workers or (torch.cuda.device_count() if on_gpu else 1)
-        self.tiling = restorer.plan(height, width, workers=self.workers)
+        if size is not None:
+            self.tiling = restorer.plan(size[1], size[0], workers=self.workers)
         threads = options.threads
         if threads is None and not on_gpu:
-            threads = max(1, (os.cpu_count() or 1) // self.workers)
+            threads = torch.get_num_threads()
+            if self.precision == "bf16":
+                # Bit-identical whatever the number of threads; fp32 sums in another order, so there every worker has
+                # as many as one process would, and the results are the same to the bit.
+                threads = max(1, threads // self.workers)
         weights = options.weights
         if weights is not None and not weights.startswith("random:"):
             weights = os.path.abspath(weights)
@@ -183,7 +192,7 @@ class Workforce:
                 weights,
                 "cuda" if on_gpu else options.device,
                 self.precision if self.precision in ("fp32", "bf16", "fp16") else "auto",
-                self.tiling,
+                self.tiling or options.tiling,
                 threads,
             )
         )
@@ -248,6 +257,7 @@ class _Job:
         o = self.options
         with VideoReader(
             self.source,
+            image_rate=o.rate if os.path.isdir(self.source) else None,
             stream=o.stream,
             on_error=o.on_error,
             start=o.start,
@@ -257,7 +267,8 @@ class _Job:
             hardware=None if o.hardware == "none" else o.hardware,
         ) as reader:
             info = reader.info
-            workforce = Workforce(o, info.width, info.height)
+            fields = info.field_order != "progressive"
+            workforce = Workforce(o, (info.width, (info.height + 1) // 2 if fields else info.height))
             ledger = Ledger(
                 o.ledger,
                 source=self.source,
@@ -420,7 +431,7 @@ class _Job:
             weights=self.options.weights,
             device=workforce.device,
             precision=workforce.precision,
-            tiling=t.mode if t.mode == "whole" else f"{t.mode} {t.tile}",
+            tiling=tiling_words(t, self.options.tiling),
             encoder=writer.choice.codec,
             pix_fmt=writer.choice.layout.name,
             width=reader.info.width,
@@ -436,6 +447,13 @@ class _Job:
             dropped=tuple(p.label for p in writer.plans if p.action == "drop" and p.why),
             broken=reader.broken,
         )
+
+
+def tiling_words(tiling: Tiling | None, asked: str) -> str:
+    """A tiling in words."""
+    if tiling is None:
+        return asked
+    return tiling.mode if tiling.mode == "whole" else f"{tiling.mode} {tiling.tile}"
 
 
 def _record(

@@ -147,10 +147,10 @@ def _compare_chapters(report: VerifyReport, a: VideoReader, b: VideoReader) -> N
         return
 
     def spans(reader: VideoReader) -> list[tuple[float, str]]:
-        out = []
-        for c in reader.container.chapters():
-            out.append((float(c["start"] * Fraction(c["time_base"])), str(c["metadata"].get("title", ""))))
-        return out
+        return [
+            (float(c["start"] * Fraction(c["time_base"])), str(c["metadata"].get("title", "")))
+            for c in reader.container.chapters()
+        ]
 
     x, y = spans(a), spans(b)
     if len(x) != len(y):
@@ -191,14 +191,14 @@ def _compare_streams(
                 continue
             if x.language != y.language and (x.language or "und") != (y.language or "und"):
                 report.differences.append(f"{p.label}: language {x.language} became {y.language}")
-        copied = [(p, x, y) for p, x, y in pairs if p.action != "attach"]
+        copied = [(p, x.index, y.index) for p, x, y in pairs if p.action != "attach"]
         if start is not None or duration is not None:
             report.notes.append("packets of the other streams are not compared for a part of a file")
             return
-        left = _digests(a, {x.index: p for p, x, _ in copied}, convert=True)
-        right = _digests(b, {y.index: p for p, _, y in copied}, convert=False)
+        left = _digests(a, {x: p for p, x, _ in copied}, convert=True)
+        right = _digests(b, {y: p for p, _, y in copied}, convert=False)
     for p, x, y in copied:
-        m, n = left[x.index], right[y.index]
+        m, n = left[x], right[y]
         if not m.same(n):
             report.differences.append(
                 f"{p.label}: its packets differ ({m.packets} packets of {m.size} bytes became {n.packets} of {n.size})"

@@ -451,7 +451,7 @@ class RayPool:
         if all(slot.state == "retired" for slot in self._slots):
             raise WorkerError(
                 f"every Ray worker died {MAX_STARTS} times while starting",
-                "see the worker logs of Ray, by default under /tmp/ray/session_latest/logs",
+                "see the logs of Ray's workers, by default under /tmp/ray",
             )
         placed = any(slot.state in ("building", "ready") for slot in self._slots)
         for slot in self._slots:

@@ -125,7 +125,7 @@ def layouts_for(codec: str, color: ColorSpec, source: Layout) -> list[Layout]:
         dx = source.chroma_shift[0] - layout.chroma_shift[0]
         dy = source.chroma_shift[1] - layout.chroma_shift[1]
         up = layout.depth - source.depth
-        if dx < 0 or dy < 0 or up < 0 or not layout.dtype.isnative and layout.depth > 8:
+        if dx < 0 or dy < 0 or up < 0 or (not layout.dtype.isnative and layout.depth > 8):
             continue
         semi = any(c.step != 1 for c in layout.components)
         alpha_lost = source.alpha and not layout.alpha

@@ -21,9 +21,12 @@ from streamdeblur.frames import Array, ColorModel, ColorSpec
 
 
 class _PlanarFrame(Protocol):
-    width: int
-    height: int
-    planes: Sequence[Any]
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def planes(self) -> Sequence[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +181,6 @@ def nearest(name: str, *, is_rgb: bool, bits: int, components: int) -> str:
     if components == 1:
         return "gray" if bits <= 8 else "gray16le"
     return "yuv444p" if bits <= 8 else "yuv444p12le" if bits <= 12 else "yuv444p16le"
-
-
 
 
 def component_views(frame: _PlanarFrame, layout: Layout) -> list[Array]:

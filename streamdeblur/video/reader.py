@@ -38,6 +38,8 @@ Interlaced = Literal["auto", "progressive", "tff", "bff"]
 # ITU-T H.273 MatrixCoefficients, as FFmpeg numbers them (AVColorSpace).
 _MATRIX_BY_CODE = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 _UNSPECIFIED = 2
+#: Endings that are pictures, for a folder of them.
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm")
 # AVFieldOrder: 2 TT, 3 BB, 4 TB (stored top first, shown bottom first), 5 BT.
 _FIELD_ORDER: dict[int, FieldOrder] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 #: Demuxers that flag packets corrupt for a lost TS packet: ordinary in captures, and the decoder copes.
@@ -127,7 +129,8 @@ class VideoReader:
         with timestamps that count from ``start``.
     interlaced: overrides what the stream says of itself. deinterlace: weave fields into progressive frames.
     hardware: "cuda" decodes with NVDEC where that opens, else in software with one line.
-    threads: decoder threads, 0 for FFmpeg's choice.
+    threads: decoder threads, 0 for FFmpeg's choice. copy_streams: hand on the packets of the other streams.
+    image_rate: frames a second; ``path`` is then a folder whose images (all of one kind) are the frames.
 
     Iterating gives Frames; ``items()`` gives DecodedFrame and CopyPacket in the order of the file. Either can be done
     once. Errors: UnreadableInput, BrokenStream (both InputError), UsageError.
@@ -146,6 +149,7 @@ class VideoReader:
         hardware: str | None = None,
         threads: int = 0,
         copy_streams: bool = True,
+        image_rate: float | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self.on_error = on_error
@@ -163,7 +167,10 @@ class VideoReader:
             raise UsageError(f"--start {start} is negative", "give seconds from the beginning of the file")
         if duration is not None and duration <= 0:
             raise UsageError(f"--duration {duration} selects nothing", "give a number of seconds above 0")
-        self.container = open_container(self.path, **_hardware(hardware))
+        if image_rate is not None:
+            self.container = _open_folder(self.path, image_rate)
+        else:
+            self.container = open_container(self.path, **_hardware(hardware))
         try:
             self.stream = self._pick(stream)
             self.stream.thread_type = "AUTO"  # type: ignore[assignment]
@@ -482,7 +489,7 @@ class VideoReader:
         self._native_name = name
 
     def _conform(self, native: av.VideoFrame) -> av.VideoFrame:
-        """The frame in the stream's layout; a change of size or format in mid-stream fails or is scaled to the first."""
+        """The frame in the stream's layout; a change of size or format in mid-stream fails, or is scaled away."""
         shape = (native.width, native.height, native.format.name)
         if shape != self._shape and not self._same_planes(native):
             was = f"{self._shape[0]}x{self._shape[1]} {self._shape[2]}"
@@ -553,6 +560,25 @@ class VideoReader:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _open_folder(path: str, rate: float) -> av.container.InputContainer:
+    """A folder of images as a video, through FFmpeg's image2 demuxer, in order of their names."""
+    files = [p for p in Path(path).iterdir() if p.is_file() and not p.name.startswith(".")]
+    endings = sorted({p.suffix for p in files if p.suffix.lower() in IMAGE_ENDINGS})
+    if len(endings) != 1:
+        found = f"images of several kinds ({', '.join(endings)})" if endings else "no image"
+        raise UnreadableInput(f"folder {path} holds {found}", "one kind is needed to make a video of them")
+    escaped = "".join(f"\\{c}" if c in "*?[]\\%" else c for c in path.rstrip("/"))
+    try:
+        return av.open(
+            f"{escaped}/*{endings[0]}",
+            "r",
+            format="image2",
+            options={"pattern_type": "glob", "framerate": str(Fraction(rate).limit_denominator(1001))},
+        )
+    except (av.error.FFmpegError, OSError, ValueError) as e:
+        raise UnreadableInput(f"images of {path} can't be opened: {reason(e)}") from e
 
 
 def _hardware(name: str | None) -> dict[str, Any]:

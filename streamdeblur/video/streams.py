@@ -125,7 +125,15 @@ def _refusal(stream: Any, container: str, sample: Any) -> str | None:
                 packet.dts = dts if dts is not None else pts
                 packet.is_keyframe = key
                 out.mux_one(packet)
-    except (av.error.FFmpegError, OSError, ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError) as e:
+    except (
+        av.error.FFmpegError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        NotImplementedError,
+    ) as e:
         return reason(e)
     return None
 

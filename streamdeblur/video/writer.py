@@ -238,7 +238,11 @@ class VideoWriter:
     def _native(self, frame: Frame, like: DecodedFrame | None) -> av.VideoFrame:
         layout = self.choice.layout
         native = like.native if like is not None else None
-        if native is not None and native.format.name == layout.name and layout.same_components(self._reader.tags.layout):
+        if (
+            native is not None
+            and native.format.name == layout.name
+            and layout.same_components(self._reader.tags.layout)
+        ):
             if frame is like:
                 return native
             # Writing into the decoded frame keeps what hangs on it: captions, field flags, duration. The planes given

@@ -59,7 +59,7 @@ def test_round_trip(path: Path) -> None:
     assert metadata == read_metadata(path) == ABOUT
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
-    assert os.listdir(path.parent) == [path.name]  # noqa: PTH208
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_a_network_is_saved_as_its_state_whatever_its_layout(path: Path) -> None:

@@ -1,0 +1,99 @@
+"""What a user sees while a job runs: warnings, progress, errors. One console on stderr for all of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from streamdeblur.jobs.process import Progress as Snapshot
+
+#: Seconds between plain progress lines where there is no terminal.
+_EVERY = 10.0
+
+
+class Reporter:
+    """Progress of a job: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+    def __init__(self, console: Console, *, quiet: bool, unit: str = "frames") -> None:
+        self._console = console
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._last = time.monotonic()
+        self._unit = unit
+
+    def __enter__(self) -> Reporter:
+        if not self._quiet and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.fields[of]}"),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, s: Snapshot) -> None:
+        """Show a snapshot of a running job."""
+        note = f"{s.bypassed} bypassed" if s.bypassed else ""
+        self.step("restoring", s.frames, s.total, f"{s.fps:.1f} fps", note, s.seconds)
+
+    def step(
+        self, what: str, done: int, total: int | None, rate: str = "", note: str = "", seconds: float = 0.0
+    ) -> None:
+        """Show ``done`` of ``total`` steps of ``what``."""
+        of = str(total) if total is not None else "?"
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task(what, total=total, of=of, rate=rate, note=note)
+            self._bar.update(self._task, description=what, completed=done, total=total, of=of, rate=rate, note=note)
+        elif not self._quiet and time.monotonic() - self._last >= _EVERY:
+            self._last = time.monotonic()
+            left = ""
+            if total and done and seconds:
+                left = f", about {max(0.0, seconds / done * (total - done)):.0f} s left"
+            extra = f", {note}" if note else ""
+            self._console.print(f"{what}: {done}/{of} {self._unit}, {rate}{extra}{left}", highlight=False)
+
+
+class LineHandler(logging.Handler):
+    """Log records as one line each on the console, without markup."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = " ".join(record.getMessage().split())
+            self._console.print(f"{record.levelname.lower()}: {text}", markup=False, highlight=False, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
+def make_console() -> Console:
+    """The console on stderr."""
+    return Console(file=sys.stderr, soft_wrap=True)
+
+
+def set_up_logging(console: Console, *, quiet: bool, debug: bool) -> None:
+    """Warnings of the package to the console; errors only when quiet, everything when debugging."""
+    logger = logging.getLogger("streamdeblur")
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+    logger.addHandler(LineHandler(console))
+    logger.setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.WARNING)
+    logger.propagate = False

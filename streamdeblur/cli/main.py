@@ -1,0 +1,285 @@
+"""The commands. Each parses, calls one public function of the library, and prints what it returned."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+from rich.table import Table
+
+from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.options import gather, model_options
+from streamdeblur.config import ProcessOptions
+from streamdeblur.errors import Interrupted, StreamdeblurError, UsageError
+from streamdeblur.version import __version__
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, on its way through the same clean-up as Ctrl-C."""
+
+
+def common(function: Any) -> Any:
+    """Options that every command has."""
+    function = click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")(function)
+    return click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings.")(function)
+
+
+@click.group(context_settings=_SETTINGS)
+@click.version_option(__version__, prog_name="streamdeblur")
+def cli() -> None:
+    """Restore blurry footage with MIMO-UNet; sound, subtitles, timestamps and colour stay as they were."""
+
+
+@cli.command()
+@click.argument("source")
+@click.option("-o", "--output", help="Output file or folder. Default: NAME.deblurred.EXT beside the source.")
+@click.option("-c", "--config", help="YAML file with these options; the command line wins.")
+@click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON on stdout.")
+@model_options(ProcessOptions)
+@common
+def process(
+    source: str, output: str | None, config: str | None, as_json: bool, quiet: bool, debug: bool, **given: Any
+) -> None:
+    """Restore one video, one image, or a folder of images."""
+    console = _begin(quiet, debug)
+    options = gather(ProcessOptions, config, given)
+    from streamdeblur.jobs.images import is_image_job, process_images
+    from streamdeblur.jobs.process import process_video
+
+    with Reporter(console, quiet=quiet) as reporter:
+        if is_image_job(source, output):
+            summary = process_images(source, output, options=options, progress=reporter.update)
+        else:
+            summary = process_video(source, output, options=options, progress=reporter.update)
+    if as_json:
+        print(json.dumps(summary.as_dict(), indent=2))
+    elif not quiet:
+        extra = f", {summary.bypassed} bypassed" if summary.bypassed else ""
+        console.print(
+            f"{summary.output}: {summary.frames} frames ({summary.restored} restored{extra}) by {summary.model} on "
+            f"{summary.device} in {summary.seconds:.1f} s, {summary.fps:.1f} fps, {summary.encoder}",
+            markup=False,
+            highlight=False,
+        )
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("output")
+@click.option("--stream", type=int, default=0, help="Which video stream was restored.")
+@click.option("--start", type=float, default=None, help="As it was given to process.")
+@click.option("--duration", type=float, default=None, help="As it was given to process.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+@common
+def verify(
+    source: str,
+    output: str,
+    stream: int,
+    start: float | None,
+    duration: float | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Compare SOURCE with the OUTPUT made from it; exit 1 with what differs."""
+    _begin(quiet, debug)
+    from streamdeblur.jobs.verify import verify as run
+
+    report = run(source, output, stream=stream, start=start, duration=duration)
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        for line in report.differences:
+            print(f"differs: {line}")
+        if not quiet:
+            for line in report.notes:
+                print(f"note: {line}")
+        if report.same:
+            print(f"{output} keeps what {source} has: {report.frames} frames, {report.streams} streams")
+    if not report.same:
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON on stdout.")
+@common
+def models(as_json: bool, quiet: bool, debug: bool) -> None:
+    """List the variants: parameters, work, receptive field, weights found."""
+    _begin(quiet, debug)
+    from streamdeblur.models.analysis import describe
+
+    rows = describe()
+    if as_json:
+        print(json.dumps([{k: str(v) if isinstance(v, Path) else v for k, v in r.items()} for r in rows], indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for head, side in (
+        ("model", "left"),
+        ("parameters", "right"),
+        ("GFLOP at 720p", "right"),
+        ("receptive field", "right"),
+        ("weights", "left"),
+        ("what it is", "left"),
+    ):
+        table.add_column(head, justify="right" if side == "right" else "left", overflow="fold")
+    for r in rows:
+        score = f" ({r['score']})" if r.get("score") else ""
+        table.add_row(
+            str(r["name"]),
+            f"{r['parameters'] / 1e6:.2f} M" if r["parameters"] else "-",
+            f"{r['gflop_720p']:,.0f}" if r["gflop_720p"] else "-",
+            f"{r['receptive_field']} px",
+            f"{r['weights']}{score}" if r["weights"] else "not needed" if not r["parameters"] else "none",
+            str(r["summary"]),
+        )
+    from rich.console import Console
+
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@cli.group()
+def weights() -> None:
+    """Checkpoints: import the authors' ones, look into ours."""
+
+
+@weights.command("import")
+@click.argument("source")
+@click.option("-o", "--output", required=True, help="Checkpoint to write (.safetensors).")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@common
+def weights_import(source: str, output: str, overwrite: bool, quiet: bool, debug: bool) -> None:
+    """Convert MIMO-UNet.pkl or MIMO-UNetPlus.pkl of the authors to a checkpoint of ours."""
+    console = _begin(quiet, debug)
+    from streamdeblur.errors import OutputError
+    from streamdeblur.models.authors import authors_metadata, import_authors
+    from streamdeblur.models.checkpoint import save_checkpoint
+
+    if os.path.exists(output) and not overwrite:
+        raise OutputError(f"{output} exists", "--overwrite replaces it")
+    state, variant = import_authors(source)
+    save_checkpoint(output, state, authors_metadata(variant))
+    if not quiet:
+        count = sum(t.numel() for t in state.values())
+        console.print(f"{output}: {variant}, {count / 1e6:.2f} M parameters", markup=False, highlight=False)
+
+
+@weights.command("show")
+@click.argument("file")
+@common
+def weights_show(file: str, quiet: bool, debug: bool) -> None:
+    """Print a checkpoint's metadata as JSON."""
+    _begin(quiet, debug)
+    from dataclasses import asdict
+
+    from streamdeblur.models.checkpoint import read_metadata
+
+    print(json.dumps(asdict(read_metadata(file)), indent=2, default=str))
+
+
+@cli.command()
+@click.option("-o", "--output", default="demo", show_default=True, help="Folder for everything it makes.")
+@click.option("-m", "--model", default=None, help="Default: the best that ships, else identity.")
+@click.option("-w", "--weights", default=None, help="Checkpoint.")
+@click.option("--size", default="640x360", show_default=True, help="WIDTHxHEIGHT, even.")
+@click.option("--seconds", type=float, default=2.5, show_default=True, help="Length of the clip.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, another street.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+@common
+def demo(
+    output: str,
+    model: str | None,
+    weights: str | None,
+    size: str,
+    seconds: float,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    """Render a blurry clip with sound, restore it, and measure against the sharp truth."""
+    console = _begin(quiet, debug)
+    from streamdeblur.jobs.demo import DemoOptions, run_demo
+
+    width, _, height = size.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise UsageError(f"size {size!r} is not WIDTHxHEIGHT", "for example 640x360")
+    options = DemoOptions(
+        Path(output), size=(int(width), int(height)), seconds=seconds, seed=seed, model=model, weights=weights
+    )
+    with Reporter(console, quiet=quiet, unit="steps") as reporter:
+        report = run_demo(options, reporter.step)
+    if as_json:
+        print(Path(report.summary).read_text(encoding="utf-8"))
+        return
+    if report.note and not quiet:
+        console.print(f"note: {report.note}", markup=False, highlight=False)
+    print(f"{report.frames} frames by {report.model} at {report.fps:.1f} fps")
+    print(f"PSNR against the sharp truth: blurry {report.psnr_blurry:.2f} dB, restored {report.psnr_restored:.2f} dB")
+    for path in (report.blurry, report.restored, report.sharp, report.picture, report.summary):
+        print(path)
+
+
+def _begin(quiet: bool, debug: bool) -> Any:
+    console = make_console()
+    set_up_logging(console, quiet=quiet, debug=debug)
+    return console
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    raise SystemExit(_run(given, debug))
+
+
+def _run(given: list[str], debug: bool) -> int:
+    try:
+        code = cli.main(args=given, prog_name="streamdeblur", standalone_mode=False)
+        return int(code or 0)
+    except SystemExit as e:
+        return int(e.code or 0) if not isinstance(e.code, str) else 1
+    except StreamdeblurError as e:
+        return _fail(str(e), e.exit_code, debug)
+    except click.exceptions.NoArgsIsHelpError as e:
+        print(e.format_message())
+        return 0
+    except click.ClickException as e:
+        text = e.format_message()
+        context = getattr(e, "ctx", None)
+        path = context.command_path if context else "streamdeblur"
+        return _fail(f"{text} ({path} --help tells more)", 2, debug)
+    except click.Abort:
+        return _fail(str(Interrupted("interrupted")), 130, False)
+    except Terminated:
+        return _fail("terminated: nothing was left under the final name", 143, False)
+    except KeyboardInterrupt:
+        return _fail("interrupted: nothing was left under the final name", 130, False)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (whoever read stdout has gone; so does the interpreter)
+        return 141
+    except MemoryError:
+        return _fail("out of memory; --tiling fast or a smaller model takes less", 1, debug)
+    except Exception as e:
+        text = " ".join(str(e).split()) or "no message"
+        return _fail(f"unexpected {type(e).__name__}: {text}; --debug shows where, please report it", 1, debug)
+
+
+def _fail(text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,238 @@
+"""Pictures: one, a folder of them, or the frames of a video as a folder of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from streamdeblur.config import ProcessOptions
+from streamdeblur.errors import InputError, OutputError, UsageError, WorkerError
+from streamdeblur.frames import Frame, Gap, apply_correction
+from streamdeblur.jobs.process import ProcessSummary, Progress, Workforce
+from streamdeblur.runtime.ledger import FrameRecord, Ledger, Status
+from streamdeblur.runtime.pool import Result
+from streamdeblur.runtime.reorder import ReorderBuffer
+from streamdeblur.version import __version__
+from streamdeblur.video.images import is_image, list_images, read_image, write_image
+from streamdeblur.video.reader import DecodedFrame, SourceTags, VideoReader
+
+log = logging.getLogger(__name__)
+
+#: An image that was read: the frame, what it is written with, where from and where to.
+_Item = tuple[DecodedFrame, SourceTags, Path | None, Path]
+
+
+def is_image_job(source: str, output: str | None) -> bool:
+    """True when pictures come out: a picture in, a folder in (unless a video is to come out), or a folder out."""
+    if is_image(source):
+        return True
+    to_folder = output is not None and (output.endswith(("/", os.sep)) or Path(output).is_dir())
+    if Path(source).is_dir():
+        return output is None or to_folder or Path(output).suffix == ""
+    return to_folder or (output is not None and is_image(output))
+
+
+def process_images(
+    source: str,
+    output: str | None = None,
+    *,
+    options: ProcessOptions,
+    progress: Callable[[Progress], None] | None = None,
+) -> ProcessSummary:
+    """Restore a picture, a folder of pictures, or a video into a folder of pictures.
+
+    Default output: NAME.deblurred.EXT for a picture, NAME.deblurred/ for a folder. Every picture is written beside its
+    target and renamed. With ``on_error="bypass"`` a picture that can't be read is left out with a warning, and one that
+    can't be restored is written as it was. Raises StreamdeblurError.
+    """
+    return _ImageJob(source, output, options, progress).run()
+
+
+class _ImageJob:
+    def __init__(
+        self, source: str, output: str | None, options: ProcessOptions, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self.source = Path(source)
+        self.options = options
+        self.progress = progress
+        self.started = time.monotonic()
+        self.first: float | None = None
+        self.pix_fmt = ""
+        self.size = (0, 0)
+        self.total: int | None = None
+        self.read = 0
+        self.skipped = 0
+        self.reader: VideoReader | None = None
+        single = is_image(source)
+        if single:
+            default = self.source.with_name(f"{self.source.stem}.deblurred{self.source.suffix}")
+        else:
+            default = self.source.with_name(f"{self.source.name}.deblurred")
+        self.target = Path(output) if output is not None else default
+        if single and self.target.is_dir():
+            self.target = self.target / self.source.name
+        self.items = self._single() if single else self._folder() if self.source.is_dir() else self._video()
+
+    # --- what goes in ------------------------------------------------------------------------------------------------
+
+    def _check(self, source: Path | None, target: Path) -> None:
+        if source is not None and target.exists() and source.exists() and os.path.samefile(source, target):
+            raise UsageError(f"output {target} is the source itself", "choose another output with -o")
+        if target.exists() and not self.options.overwrite:
+            raise OutputError(f"{target} exists", "--overwrite replaces it, -o writes elsewhere")
+
+    def _make_folder(self) -> None:
+        try:
+            self.target.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise OutputError(f"folder {self.target} can't be made: {e.strerror}", "write elsewhere with -o") from e
+
+    def _single(self) -> Iterator[_Item]:
+        self._check(self.source, self.target)
+        if not is_image(self.target):
+            raise UsageError(f"output {self.target} of a picture is no picture", "end it in .png or .jpg")
+        self.total = 1
+        frame, tags = read_image(self.source)
+        yield frame, tags, self.source, self.target
+
+    def _folder(self) -> Iterator[_Item]:
+        images = list_images(self.source)
+        self.total = len(images)
+        for path in images:  # before any work is done
+            self._check(path, self.target / path.name)
+        self._make_folder()
+        index = 0
+        for path in images:
+            try:
+                frame, tags = read_image(path, index)
+            except InputError as e:
+                if self.options.on_error == "fail":
+                    raise
+                log.warning("%s; left out", e)
+                self.skipped += 1
+                continue
+            index += 1
+            yield frame, tags, path, self.target / path.name
+
+    def _video(self) -> Iterator[_Item]:
+        o = self.options
+        if is_image(self.target):
+            raise UsageError(
+                f"output {self.target} is one picture, and {self.source} is a video", "name a folder, ending in /"
+            )
+        with VideoReader(
+            self.source,
+            stream=o.stream,
+            on_error=o.on_error,
+            start=o.start,
+            duration=o.duration,
+            interlaced=o.interlaced,
+            deinterlace=o.deinterlace,
+            copy_streams=False,
+        ) as reader:
+            self.reader = reader
+            self.total = reader.info.frames or None
+            self._make_folder()
+            for frame in reader:
+                target = self.target / f"{self.source.stem}_{frame.index:06d}.png"
+                self._check(None, target)
+                yield frame, reader.tags, None, target
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> ProcessSummary:
+        o = self.options
+        items = iter(self.items)
+        first = next(items, None)
+        if first is None:
+            raise InputError(f"{self.source} gave no picture that can be read")
+        spec = first[0].spec
+        self.size = (spec.width, spec.height)
+        workforce = Workforce(o, None)
+        ledger = Ledger(
+            o.ledger,
+            source=str(self.source),
+            output=str(self.target),
+            settings=o.model_dump(mode="json"),
+            version=__version__,
+        )
+        with ledger, workforce.pool as pool:
+            held: dict[int, _Item] = {}
+            order: ReorderBuffer[Result | Gap] = ReorderBuffer(pool.capacity * 2 + 2)
+            waiting: _Item | None = first
+            try:
+                while waiting is not None or held:
+                    while waiting is not None and pool.in_flight < pool.capacity and order.room_for(waiting[0].index):
+                        held[waiting[0].index] = waiting
+                        pool.submit(waiting[0].plain())
+                        self.read += 1
+                        waiting = next(items, None)
+                    for result in pool.collect(0.2):
+                        order.push(result.index, result)
+                    for done in order.pop_ready():
+                        self._write(held.pop(done.index), done, ledger)
+            except BaseException:
+                pool.close(abort=True)
+                raise
+            ledger.check(self.read, ledger.frames)
+        counts = ledger.counts
+        tiling = o.tiling if workforce.tiling is None else workforce.tiling.mode
+        return ProcessSummary(
+            source=str(self.source),
+            output=str(self.target),
+            model=workforce.model,
+            weights=o.weights,
+            device=workforce.device,
+            precision=workforce.precision,
+            tiling=tiling,
+            encoder=self.target.suffix.lstrip(".") or "images",
+            pix_fmt=self.pix_fmt,
+            width=self.size[0],
+            height=self.size[1],
+            frames=ledger.frames,
+            restored=counts["restored"],
+            bypassed=counts["bypassed"],
+            undecodable_packets=self.skipped + (self.reader.skipped if self.reader else 0),
+            seconds=round(time.monotonic() - self.started, 3),
+            first_frame_seconds=round(self.first or 0.0, 3),
+            workers=workforce.workers,
+            broken=self.reader.broken if self.reader else None,
+        )
+
+    def _write(self, item: _Item, done: Result | Gap, ledger: Ledger) -> None:
+        frame, tags, like, target = item
+        out: Frame = frame
+        status: Status = "restored"
+        reason = worker = seconds = None
+        if isinstance(done, Gap):
+            name = like if like is not None else f"frame {frame.index} of {self.source}"
+            if self.options.on_error == "fail":
+                raise WorkerError(
+                    f"{name} can't be restored: {done.reason}", "--on-error bypass passes it through unrestored"
+                )
+            log.warning("%s is passed through unrestored: %s", name, done.reason)
+            status, reason = "bypassed", done.reason
+        else:
+            out = apply_correction(frame, done.corrections)
+            worker, seconds = done.worker, done.seconds
+        self.pix_fmt = write_image(target, out, tags, like=like)
+        if self.first is None:
+            self.first = time.monotonic() - self.started
+        ledger.record(
+            FrameRecord(frame.index, frame.pts, frame.pts, frame.time_base, status, None, worker, seconds, reason)
+        )
+        if self.progress is not None:
+            counts = ledger.counts
+            self.progress(
+                Progress(
+                    ledger.frames,
+                    self.total,
+                    counts["restored"],
+                    counts["bypassed"],
+                    time.monotonic() - self.started,
+                    frame.time,
+                )
+            )

@@ -1,0 +1,79 @@
+"""What tests may need from outside the repository, and all that is skipped for want of it.
+
+STREAMDEBLUR_DATA names a folder with real footage (``data/clips``, ``data/val``, ...) and detectors (``models``).
+A test asks for it through a fixture and is skipped without it. Where both CI and STREAMDEBLUR_DATA are set, such a
+skip is a failure: a machine that is meant to have the footage and the tools must not pass by lacking them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+#: A skip whose reason holds one of these is for want of something that CI has.
+WANTED = ("STREAMDEBLUR_DATA", "ffprobe")
+
+
+def _skips_forbidden() -> bool:
+    return os.environ.get("CI", "").lower() in {"1", "true", "yes"} and bool(os.environ.get("STREAMDEBLUR_DATA"))
+
+
+def _forbid(report: Any) -> None:
+    """Turn a skip for want of something that CI has into a failure."""
+    if not (report.skipped and _skips_forbidden() and isinstance(report.longrepr, tuple)):
+        return
+    path, line, reason = report.longrepr
+    if any(word in reason for word in WANTED):
+        report.outcome = "failed"
+        report.longrepr = f"{path}:{line}: skips are forbidden here (CI and STREAMDEBLUR_DATA are set): {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _forbid(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _forbid(report)
+    return report
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder that STREAMDEBLUR_DATA names."""
+    value = os.environ.get("STREAMDEBLUR_DATA")
+    if not value:
+        pytest.skip("needs the folder of real footage: set STREAMDEBLUR_DATA")
+    path = Path(value)
+    if not path.is_dir():
+        pytest.skip(f"needs the folder of real footage: STREAMDEBLUR_DATA={value} is none")
+    return path
+
+
+@pytest.fixture(scope="session")
+def clips(data_dir: Path) -> Path:
+    """The folder of real clips."""
+    path = data_dir / "data" / "clips"
+    if not path.is_dir():
+        pytest.skip(f"needs data/clips in STREAMDEBLUR_DATA={data_dir}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def needs_ffprobe() -> str:
+    """Path of ffprobe, the independent reader of what we write."""
+    path = shutil.which("ffprobe")
+    if path is None:
+        pytest.skip("needs ffprobe: install ffmpeg")
+    return path
