@@ -40,7 +40,7 @@ class RestoreOptions(StrictModel):
     )
     workers: int | None = Field(None, ge=1, le=1024, description="Run N Ray actors instead of this process alone.")
     ray: str | None = Field(
-        None, description="Ray address (auto, HOST:PORT, ray://HOST:PORT), or local to start Ray on this machine."
+        None, description="Run on Ray: auto, HOST:PORT or ray://HOST:PORT; local (or no address) starts it here."
     )
     gpus_per_worker: float | None = Field(
         None, gt=0, le=16, description="GPUs (or a fraction of one) an actor asks of Ray. Default: 1 on CUDA, else 0."

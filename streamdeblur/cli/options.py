@@ -16,6 +16,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=StrictModel)
 
 _SHORT = {"model": "-m", "weights": "-w"}
+#: Options whose value may be left out, and what they mean then.
+_BARE = {"ray": "local"}
 
 
 def model_options(model: type[StrictModel]) -> Callable[[F], F]:
@@ -30,6 +32,10 @@ def model_options(model: type[StrictModel]) -> Callable[[F], F]:
             kind = _bare(info.annotation)
             if kind is bool:
                 option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=help_text)
+            elif name in _BARE:
+                option = click.option(
+                    flag, name, default=None, is_flag=False, flag_value=_BARE[name], metavar="[ADDRESS]", help=help_text
+                )
             else:
                 names = [n for n in (_SHORT.get(name), flag) if n]
                 option = click.option(*names, name, default=None, type=_type(kind), help=help_text)
