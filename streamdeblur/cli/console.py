@@ -34,6 +34,7 @@ class Reporter:
                 BarColumn(),
                 TextColumn("{task.completed}/{task.fields[of]}"),
                 TextColumn("{task.fields[rate]}"),
+                TextColumn("ETA"),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=self._console,
@@ -48,7 +49,7 @@ class Reporter:
 
     def update(self, s: Snapshot) -> None:
         """Show a snapshot of a running job."""
-        note = f"{s.bypassed} bypassed" if s.bypassed else ""
+        note = f"{s.restored} restored, {s.bypassed} bypassed"
         self.step("restoring", s.frames, s.total, f"{s.fps:.1f} fps", note, s.seconds)
 
     def step(
