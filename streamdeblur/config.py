@@ -25,7 +25,7 @@ Preset = Literal["auto", "ultrafast", "superfast", "veryfast", "faster", "fast",
 class StrictModel(BaseModel):
     """Immutable, refuses unknown keys and silent conversions that lose something."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class RestoreOptions(StrictModel):

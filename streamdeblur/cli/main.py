@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import traceback
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
 from rich.table import Table
 
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.exits import run_and_exit
 from streamdeblur.cli.options import gather, model_options
 from streamdeblur.config import ProcessOptions
-from streamdeblur.errors import Interrupted, StreamdeblurError, UsageError
+from streamdeblur.errors import UsageError
 from streamdeblur.version import __version__
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, on its way through the same clean-up as Ctrl-C."""
 
 
 def common(function: Any) -> Any:
@@ -234,52 +228,9 @@ def _begin(quiet: bool, debug: bool) -> Any:
     return console
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Terminated
-
-
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
+    """Run a command and end the process (``exits``)."""
     given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    raise SystemExit(_run(given, debug))
-
-
-def _run(given: list[str], debug: bool) -> int:
-    try:
-        code = cli.main(args=given, prog_name="streamdeblur", standalone_mode=False)
-        return int(code or 0)
-    except SystemExit as e:
-        return int(e.code or 0) if not isinstance(e.code, str) else 1
-    except StreamdeblurError as e:
-        return _fail(str(e), e.exit_code, debug)
-    except click.exceptions.NoArgsIsHelpError as e:
-        print(e.format_message())
-        return 0
-    except click.ClickException as e:
-        text = e.format_message()
-        context = getattr(e, "ctx", None)
-        path = context.command_path if context else "streamdeblur"
-        return _fail(f"{text} ({path} --help tells more)", 2, debug)
-    except click.Abort:
-        return _fail(str(Interrupted("interrupted")), 130, False)
-    except Terminated:
-        return _fail("terminated: nothing was left under the final name", 143, False)
-    except KeyboardInterrupt:
-        return _fail("interrupted: nothing was left under the final name", 130, False)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (whoever read stdout has gone; so does the interpreter)
-        return 141
-    except MemoryError:
-        return _fail("out of memory; --tiling fast or a smaller model takes less", 1, debug)
-    except Exception as e:
-        text = " ".join(str(e).split()) or "no message"
-        return _fail(f"unexpected {type(e).__name__}: {text}; --debug shows where, please report it", 1, debug)
-
-
-def _fail(text: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    return code
+    run_and_exit(
+        lambda: cli.main(args=given, prog_name="streamdeblur", standalone_mode=False), debug="--debug" in given
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import InputError, OutputError, UsageError, WorkerError
 from streamdeblur.frames import Frame, Gap, apply_correction
-from streamdeblur.jobs.process import ProcessSummary, Progress, Workforce
+from streamdeblur.jobs.process import ProcessSummary, Progress, Workforce, check_target
 from streamdeblur.runtime.ledger import FrameRecord, Ledger, Status
 from streamdeblur.runtime.pool import Result
 from streamdeblur.runtime.reorder import ReorderBuffer
@@ -78,12 +78,6 @@ class _ImageJob:
 
     # --- what goes in ------------------------------------------------------------------------------------------------
 
-    def _check(self, source: Path | None, target: Path) -> None:
-        if source is not None and target.exists() and source.exists() and os.path.samefile(source, target):
-            raise UsageError(f"output {target} is the source itself", "choose another output with -o")
-        if target.exists() and not self.options.overwrite:
-            raise OutputError(f"{target} exists", "--overwrite replaces it, -o writes elsewhere")
-
     def _make_folder(self) -> None:
         try:
             self.target.mkdir(parents=True, exist_ok=True)
@@ -91,7 +85,7 @@ class _ImageJob:
             raise OutputError(f"folder {self.target} can't be made: {e.strerror}", "write elsewhere with -o") from e
 
     def _single(self) -> Iterator[_Item]:
-        self._check(self.source, self.target)
+        check_target(self.source, self.target, self.options)
         if not is_image(self.target):
             raise UsageError(f"output {self.target} of a picture is no picture", "end it in .png or .jpg")
         self.total = 1
@@ -102,7 +96,7 @@ class _ImageJob:
         images = list_images(self.source)
         self.total = len(images)
         for path in images:  # before any work is done
-            self._check(path, self.target / path.name)
+            check_target(path, self.target / path.name, self.options)
         self._make_folder()
         index = 0
         for path in images:
@@ -138,7 +132,7 @@ class _ImageJob:
             self._make_folder()
             for frame in reader:
                 target = self.target / f"{self.source.stem}_{frame.index:06d}.png"
-                self._check(None, target)
+                check_target(self.source, target, self.options)
                 yield frame, reader.tags, None, target
 
     # --- the run -----------------------------------------------------------------------------------------------------

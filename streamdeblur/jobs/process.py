@@ -126,7 +126,7 @@ def process_video(
         raise UsageError("options and keywords exclude each other", "give one of the two")
     chosen = options if options is not None else parse(ProcessOptions, _plain(keywords), "the call")
     target = Path(output) if output is not None else default_output(source)
-    _check_target(source, target, chosen.overwrite)
+    check_target(source, target, chosen)
     return _Job(os.fspath(source), target, chosen, progress).run()
 
 
@@ -134,12 +134,24 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in values.items()}
 
 
-def _check_target(source: str | os.PathLike[str], target: Path, overwrite: bool) -> None:
-    name = os.fspath(source)
-    if "://" not in name and Path(name).exists() and target.exists() and os.path.samefile(name, target):
+def check_target(source: str | os.PathLike[str] | None, target: Path, options: ProcessOptions) -> None:
+    """Refuse what would destroy something: the source as output or ledger, an existing output without overwrite."""
+    if source is not None and _same_file(source, target):
         raise UsageError(f"output {target} is the source itself", "choose another output with -o")
-    if target.exists() and not target.is_dir() and not overwrite:
+    if options.ledger is not None:
+        for what, path in (("source", source), ("output", target)):
+            if path is not None and _same_file(path, options.ledger):
+                raise UsageError(f"ledger {options.ledger} is the {what} itself", "name another file with --ledger")
+    if target.exists() and not target.is_dir() and not options.overwrite:
         raise OutputError(f"{target} exists", "--overwrite replaces it, -o writes elsewhere")
+
+
+def _same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+    if "://" in os.fspath(a):
+        return False
+    return os.path.realpath(a) == os.path.realpath(b) or (
+        os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
+    )
 
 
 class Workforce:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from av.stream import Disposition
+
 from streamdeblur.video.packets import StreamDigest
 from streamdeblur.video.reader import SourceTags, VideoReader, open_container
 from streamdeblur.video.streams import StreamPlan, mov_text_to_subrip, plan_streams, subrip_to_mov_text
+from streamdeblur.video.timeline import Timeline, lift
 
 #: Half of Matroska's tick of 1 ms; MP4 and the like are exact.
 _TICK = {"matroska": Fraction(1, 2000), "webm": Fraction(1, 2000)}
@@ -64,7 +67,7 @@ def verify(
     """
     report = VerifyReport(os.fspath(source), os.fspath(output))
     with (
-        VideoReader(source, stream=stream, start=start, duration=duration, on_error="bypass", copy_streams=False) as a,
+        VideoReader(source, stream=stream, start=start, duration=duration, on_error="bypass") as a,
         VideoReader(output, stream=stream, on_error="bypass", copy_streams=False) as b,
     ):
         container = _muxer(b.container.format.name)
@@ -92,23 +95,28 @@ def _compare_pictures(report: VerifyReport, a: VideoReader, b: VideoReader, cont
         report.differences.append(f"size {x.width}x{x.height} became {y.width}x{y.height}")
     if y.color.depth < x.color.depth:
         report.differences.append(f"depth {x.color.depth} bit became {y.color.depth}")
-    if (x.sample_aspect_ratio or 1) != (y.sample_aspect_ratio or 1):
+    if not _same_ratio(x.sample_aspect_ratio, y.sample_aspect_ratio, container):
         report.differences.append(f"sample aspect ratio {x.sample_aspect_ratio} became {y.sample_aspect_ratio}")
-    if x.rotation != y.rotation:
-        report.differences.append(f"rotation {x.rotation} became {y.rotation} degrees")
+    if not _same_turn(a.tags.display_matrix, b.tags.display_matrix):
+        was, now = a.tags.display_matrix, b.tags.display_matrix
+        report.differences.append(f"display matrix {was} ({x.rotation} degrees) became {now} ({y.rotation} degrees)")
     tolerance = _TICK.get(container, Fraction(0))
-    # A source whose own tick is finer than the container's can be off by the rounding of either.
+    # What the writer makes of the source's timestamps: moved as a whole when they begin before zero, strictly
+    # increasing, made up where there are none.
+    shift = lift(a.first_time)
+    timeline = Timeline(x.time_base, a.rate, shift)
     worst, at, untimed = Fraction(0), -1, 0
     count_a = count_b = 0
     for f, g in itertools.zip_longest(a, b):
         count_a += f is not None
         count_b += g is not None
+        stamp = timeline.stamp(f.pts) if f is not None else 0
         if f is None or g is None:
             continue
-        if f.pts is None or g.pts is None:
+        if g.pts is None:
             untimed += 1
             continue
-        off = abs(f.pts * f.time_base - g.pts * g.time_base)
+        off = abs(stamp * timeline.tick - g.pts * g.time_base)
         if off > worst:
             worst, at = off, f.index
     report.frames = count_b
@@ -117,7 +125,17 @@ def _compare_pictures(report: VerifyReport, a: VideoReader, b: VideoReader, cont
     if worst > tolerance:
         report.differences.append(f"timestamps differ by up to {float(worst) * 1000:.3f} ms (frame {at})")
     if untimed:
-        report.notes.append(f"{untimed} frames of the source have no timestamp")
+        report.differences.append(f"{untimed} frames of the output have no timestamp")
+    if shift:
+        report.notes.append(f"the source begins {float(shift):.3f} s before zero: the output is moved by that much")
+    if timeline.made:
+        report.notes.append(f"{timeline.made} frames of the source have no timestamp: theirs follow the frame rate")
+    if timeline.moved:
+        report.notes.append(
+            f"{timeline.moved} frames of the source have a timestamp not after the one before: moved on by a tick"
+        )
+    if a.joined:
+        report.notes.append(f"the clock of the source jumps back {a.joined} times: its pieces follow each other")
 
 
 def _compare_tags(report: VerifyReport, a: SourceTags, b: SourceTags) -> None:
@@ -138,6 +156,22 @@ def _compare_tags(report: VerifyReport, a: SourceTags, b: SourceTags) -> None:
         report.notes.append("the alpha plane is not in the output")
 
 
+def _same_ratio(x: Fraction | None, y: Fraction | None, container: str) -> bool:
+    """Equal pixel shapes; Matroska stores them by whole display sizes, which FFmpeg reduces to terms up to 255."""
+    a, b = x or Fraction(1), y or Fraction(1)
+    return a == b or (container in _TICK and abs(a / b - 1) < Fraction(1, 200))
+
+
+def _same_turn(x: tuple[int, ...] | None, y: tuple[int, ...] | None) -> bool:
+    """Equal rotations and flips. The translation only brings the turned picture back to the origin."""
+    still = (65536, 0, 0, 65536)
+
+    def turn(m: tuple[int, ...] | None) -> tuple[int, ...]:
+        return still if m is None else (m[0], m[1], m[3], m[4])
+
+    return all(abs(a - b) <= 2 for a, b in zip(turn(x), turn(y), strict=True))  # Matroska keeps angles
+
+
 def _range(code: int) -> str:
     return {1: "limited", 2: "full"}.get(code, "untagged")
 
@@ -147,8 +181,9 @@ def _compare_chapters(report: VerifyReport, a: VideoReader, b: VideoReader) -> N
         return
 
     def spans(reader: VideoReader) -> list[tuple[float, str]]:
+        move = lift(a.first_time) if reader is a else Fraction(0)
         return [
-            (float(c["start"] * Fraction(c["time_base"])), str(c["metadata"].get("title", "")))
+            (float(c["start"] * Fraction(c["time_base"] or 1) + move), str(c["metadata"].get("title", "")))
             for c in reader.container.chapters()
         ]
 
@@ -177,26 +212,33 @@ def _compare_streams(
         for s in others:
             by_kind.setdefault(s.type, []).append(s)
         pairs: list[tuple[StreamPlan, Any, Any]] = []
+        absent: list[StreamPlan] = []
         for p in kept:
-            candidates = by_kind.get(p.kind, [])
+            candidates = [s for s in by_kind.get(p.kind, []) if _is_cover(s) == (p.cover is not None)]
             if not candidates:
-                report.differences.append(f"{p.label} is missing")
+                absent.append(p)
                 continue
-            pairs.append((p, a.streams[p.index], candidates.pop(0)))
+            by_kind[p.kind].remove(candidates[0])
+            pairs.append((p, a.streams[p.index], candidates[0]))
         report.streams = len(pairs) + 1
         for p, x, y in pairs:
-            if p.action == "attach":
+            if p.action == "attach" and p.cover is None:
                 if x.data != y.data:
                     report.differences.append(f"{p.label}: its data differ")
                 continue
             if x.language != y.language and (x.language or "und") != (y.language or "und"):
                 report.differences.append(f"{p.label}: language {x.language} became {y.language}")
-        copied = [(p, x.index, y.index) for p, x, y in pairs if p.action != "attach"]
+        copied = [(p, x.index, y.index) for p, x, y in pairs if p.action != "attach" or p.cover]
         if start is not None or duration is not None:
             report.notes.append("packets of the other streams are not compared for a part of a file")
             return
-        left = _digests(a, {x: p for p, x, _ in copied}, convert=True)
+        left = _digests(a, {**{x: p for p, x, _ in copied}, **{p.index: p for p in absent}}, convert=True)
         right = _digests(b, {y: p for p, _, y in copied}, convert=False)
+    for p in absent:
+        if left[p.index].packets:
+            report.differences.append(f"{p.label} is missing")
+        else:
+            report.notes.append(f"{p.label} has no packet and is not in the output")
     for p, x, y in copied:
         m, n = left[x], right[y]
         if not m.same(n):
@@ -205,9 +247,13 @@ def _compare_streams(
             )
 
 
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.type == "video" and stream.disposition & Disposition.attached_pic)
+
+
 def _digests(container: Any, wanted: dict[int, StreamPlan], *, convert: bool) -> dict[int, StreamDigest]:
     """Digests of streams; conversions of the plan are applied to the source's packets."""
-    out = {i: StreamDigest(p.codec if p.action == "copy" else p.action) for i, p in wanted.items()}
+    out = {i: StreamDigest(p.codec if p.action in ("copy", "attach") else p.action) for i, p in wanted.items()}
     streams = [s for s in container.streams if s.index in wanted]
     if not streams:
         return out

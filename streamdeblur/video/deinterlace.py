@@ -42,7 +42,9 @@ class Deinterlacer:
         self._time_base = Fraction(frame.time_base or Fraction(1, 1000))
         try:
             graph = av.filter.Graph()
-            source = graph.add_buffer(width=frame.width, height=frame.height, format=name, time_base=self._time_base)
+            source = graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=self._time_base
+            )
             # deint=interlaced leaves frames alone that the stream itself calls progressive.
             weave = graph.add("bwdif", f"mode=send_frame:parity={self._parity}:deint=interlaced")
             # bwdif would otherwise be given another pixel format by an inserted scaler.

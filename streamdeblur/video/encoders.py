@@ -164,7 +164,7 @@ def choose(
                 tried.append(f"{codec} takes no {source.name}")
             for layout in usable:
                 for options in variants(codec, request, tags, field_order):
-                    why = _refuses(codec, layout, size) or _try_open(codec, layout, size, options)
+                    why = _refuses(codec, layout, size, container) or _try_open(codec, layout, size, options)
                     if why is None:
                         notes = tuple(_notes(codec, names[0], layout, source, tags, field_order, tried))
                         lossless = request.lossless or codec == "ffv1"
@@ -245,12 +245,14 @@ def variants(
         yield {"level": "1", "coder": "1", "context": "0", "g": "1"}
 
 
-def _refuses(codec: str, layout: Layout, size: tuple[int, int]) -> str | None:
+def _refuses(codec: str, layout: Layout, size: tuple[int, int], container: str) -> str | None:
     """What is known beforehand, so that x264 and x265 need not write about it to stderr themselves."""
     sx, sy = layout.chroma_shift
     odd = size[0] % (1 << sx) or size[1] % (1 << sy)
     if odd and codec in ("libx264", "libx265", "h264_nvenc", "hevc_nvenc"):
         return "an odd size with subsampled chroma"
+    if codec == "libvpx-vp9" and container in ("mp4", "mov") and layout.chroma_shift == (0, 1):
+        return "the VP9 box of MP4 has no code for 4:4:0"
     if codec == "libx265" and min(size) < 16:
         return "smaller than 16 pixels"
     if codec == "libsvtav1" and min(size) < 4:

@@ -20,7 +20,7 @@ def without_adts(data: bytes) -> bytes:
     """An AAC access unit without its ADTS header, if it has one."""
     if len(data) > 7 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:
         length = (data[3] & 3) << 11 | data[4] << 3 | data[5] >> 5
-        if length == len(data):
+        if length >= len(data):  # longer where the file ends within the last one
             return data[7 if data[1] & 1 else 9 :]
     return data
 

@@ -138,7 +138,7 @@ LAYOUTS: dict[str, Layout] = _build()
 #: Formats that have no layout, and the one with a layout that loses least. What is in neither list is decided by
 #: ``nearest`` from the format's own description.
 NEAREST: dict[str, str] = {
-    "pal8": "rgb24",
+    "pal8": "bgra",  # a palette has alpha
     "monob": "gray",
     "monow": "gray",
     "gray8a": "ya8",
@@ -198,7 +198,8 @@ def component_views(frame: _PlanarFrame, layout: Layout) -> list[Array]:
         if stride < 0:
             # Bottom-up pictures (raw RGB in AVI): the buffer protocol would read past the end. Row 0 is at the
             # pointer and the rest before it, so look at the whole block from its lowest address and flip.
-            block = (ctypes.c_uint8 * (-stride * rows)).from_address(int(plane.buffer_ptr) + stride * (rows - 1))
+            length = -stride * rows
+            block: Any = (ctypes.c_uint8 * length).from_address(int(plane.buffer_ptr) + stride * (rows - 1))
             low = np.frombuffer(block, np.uint8).reshape(rows, -stride)[::-1]
             row_bytes = low.copy()  # the block does not keep the frame alive
             stride, base = -stride, row_bytes.reshape(-1)[component.offset * item :]

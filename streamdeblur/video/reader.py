@@ -28,7 +28,8 @@ from streamdeblur.frames import FieldOrder, Frame, FrameSpec, StreamInfo
 from streamdeblur.video.deinterlace import Deinterlacer
 from streamdeblur.video.hdr import ContentLight, MasteringDisplay, parse_content_light, parse_mastering_display
 from streamdeblur.video.pixfmt import LAYOUTS, Layout, nearest, read_components
-from streamdeblur.video.truncation import missing_bytes
+from streamdeblur.video.timeline import frame_rate
+from streamdeblur.video.truncation import truncation
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,14 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pp
 _FIELD_ORDER: dict[int, FieldOrder] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 #: Demuxers that flag packets corrupt for a lost TS packet: ordinary in captures, and the decoder copes.
 _LOSSY_TRANSPORTS = {"mpegts", "rtp", "rtsp", "sdp", "mpegtsraw"}
+#: Formats whose clock may start anew in mid-file (recordings put end to end), FFmpeg's AVFMT_TS_DISCONT.
+_RESTARTING = {"mpegts", "mpeg", "mpegvideo", "flv", "mpegtsraw"}
+#: A decoding time this much (seconds) before the one before it is a new clock and no disorder.
+_JUMP = Fraction(1, 2)
+#: Seconds from zero that no timestamp means: more than a hundred years.
+_ABSURD = 1 << 32
+#: Frames that may wait for the first timestamp of a stream.
+_LEADING = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,8 @@ def open_container(path: str | os.PathLike[str], **options: Any) -> av.container
         if "%" in file.name or ":" in file.name.split("/")[0]:
             name = f"file:{name}"
     try:
-        return av.open(name, "r", metadata_errors="replace", **options)
+        container: av.container.InputContainer = av.open(name, "r", metadata_errors="replace", **options)
+        return container
     except (av.error.FFmpegError, OSError, ValueError, UnicodeError) as e:
         raise UnreadableInput(f"{os.fspath(path)} can't be opened as video: {reason(e)}") from e
 
@@ -117,6 +127,44 @@ def guess_matrix(code: int, height: int) -> str:
     if code == _UNSPECIFIED or code == 0:
         return "bt709" if height >= 720 else "bt601"
     return "bt709"
+
+
+class _Clock:
+    """Joins the pieces of a file whose clock jumps back, all streams by the same amount.
+
+    Streams reach a jump at different moments, so each counts the pieces it has entered; the first to enter one sets its
+    offset.
+    """
+
+    def __init__(self, format_name: str) -> None:
+        self._on = bool(_RESTARTING & set(format_name.split(",")))
+        self.offsets = [Fraction(0)]  # seconds added to each piece
+        self._piece: dict[int, int] = {}
+        self._last: dict[int, Fraction] = {}
+
+    def follow(self, packet: av.Packet[Any]) -> bool:
+        """Shift a packet to where its piece belongs; True when it begins a new one."""
+        if not self._on or packet.dts is None or packet.stream.type not in ("video", "audio"):
+            return False
+        index, base = packet.stream.index, Fraction(packet.time_base)
+        time = packet.dts * base
+        piece = self._piece.get(index, 0)
+        new = False
+        last = self._last.get(index)
+        if last is not None and time + self.offsets[piece] < last - _JUMP:
+            length = (packet.duration or 0) * base
+            piece += 1
+            if piece == len(self.offsets):
+                self.offsets.append(last + length - time)
+                new = True
+            self._piece[index] = piece
+        if self.offsets[piece]:
+            ticks = round(self.offsets[piece] / base)
+            packet.dts += ticks
+            if packet.pts is not None:
+                packet.pts += ticks
+        self._last[index] = packet.dts * base
+        return new
 
 
 class VideoReader:
@@ -163,6 +211,8 @@ class VideoReader:
         self._warned: set[str] = set()
         self._copy_streams = copy_streams
         self._started = False
+        self._waiting: list[av.VideoFrame] | None = None
+        self._dts_lead: int | None = None
         if start is not None and start < 0:
             raise UsageError(f"--start {start} is negative", "give seconds from the beginning of the file")
         if duration is not None and duration <= 0:
@@ -173,11 +223,15 @@ class VideoReader:
             self.container = open_container(self.path, **_hardware(hardware))
         try:
             self.stream = self._pick(stream)
-            self.stream.thread_type = "AUTO"  # type: ignore[assignment]
+            # FFmpeg's frame threads conceal the errors of a damaged file in another way at every run; slice threads,
+            # which PyAV sets, do not.
             if threads:
                 self.stream.thread_count = threads
             self._is_transport = bool(_LOSSY_TRANSPORTS & set(self.container.format.name.split(",")))
-            self._missing = missing_bytes(self.path) if "://" not in self.path else 0
+            self._truncated = truncation(self.path) if "://" not in self.path else None
+            self._clock = _Clock(self.container.format.name)
+            if self.stream.start_time is not None:  # raw streams have no times to wait for
+                self._waiting = []
             self._set_range(start, duration)
             self._pending: list[DecodedFrame | CopyPacket] = []
             self._source = self._decode()
@@ -242,6 +296,25 @@ class VideoReader:
             raise UnreadableInput(f"{self.path} has no frame that can be decoded")
 
     @property
+    def rate(self) -> Fraction | None:
+        """Frames a second as the container says, else as FFmpeg guesses; None when neither is plausible."""
+        for rate in (self.stream.average_rate, self.stream.guessed_rate):
+            if rate and 0 < rate <= 1000:
+                return Fraction(rate)
+        return None
+
+    @property
+    def first_time(self) -> Fraction | None:
+        """Seconds at which the first frame is shown, None where it has no timestamp."""
+        first = next(i for i in self._first_items if isinstance(i, DecodedFrame))
+        return None if first.pts is None else first.pts * first.time_base
+
+    @property
+    def joined(self) -> int:
+        """How often the clock of the file has jumped back so far, and what followed was moved."""
+        return len(self._clock.offsets) - 1
+
+    @property
     def tags(self) -> SourceTags:
         """What must be passed on to the encoder and the muxer, from the first frame."""
         return self._tags
@@ -302,7 +375,7 @@ class VideoReader:
                 corrupt = True
             if video_done:
                 continue
-            for native in self._progressive(packet, last_time):
+            for native in self._timed(self._progressive(packet, last_time), flush=_ends(packet)):
                 if native.pts is not None and native.time_base:
                     last_time = native.pts * Fraction(native.time_base)
                     if self._from is not None and last_time < self._from:
@@ -319,8 +392,19 @@ class VideoReader:
             return
         if corrupt:
             self._break("a packet is cut short", last_time)
-        elif self._missing:
-            self._break(f"the file is truncated: {self._missing:,} bytes are missing at its end", last_time)
+        elif self._is_truncated():
+            assert self._truncated is not None
+            self._break(f"the file is truncated: {self._truncated.missing:,} bytes are missing at its end", last_time)
+
+    def _is_truncated(self) -> bool:
+        """Payload is missing, not only a promise: a wrong box length or a lost index at the end costs no frame."""
+        if self._truncated is None:
+            return False
+        if self._truncated.payload_only and "mov" in self.container.format.name:
+            size = os.path.getsize(self.path)
+            entries = [(e.pos, e.size) for s in self.container.streams for e in s.index_entries]
+            return not entries or any(position + length > size for position, length in entries)
+        return True
 
     def _others(self) -> bool:
         return len(self.container.streams) > 1
@@ -331,7 +415,11 @@ class VideoReader:
         source = self.container.demux(*streams)
         while True:
             try:
-                yield next(source)
+                packet = next(source)
+                if packet.size and self._clock.follow(packet):
+                    jump = float(self._clock.offsets[-1])
+                    log.warning("%s: its clock jumps back; what follows is moved by %.3f s", self.path, jump)
+                yield packet
             except StopIteration:
                 return
             except (av.error.EOFError, EOFError):
@@ -346,6 +434,41 @@ class VideoReader:
 
     _last: Fraction | None = None
 
+    def _timed(self, frames: Iterator[av.VideoFrame], *, flush: bool) -> Iterator[av.VideoFrame]:
+        """Frames whose timestamps are the best that can be known: FFmpeg's own where it has any."""
+        for native in frames:
+            if self._uses_dts(native) and native.dts is not None:
+                # AVI stores no presentation times. FFmpeg hands them out in decoding order, one frame late, while the
+                # decoding times, in order of display, run evenly.
+                if self._dts_lead is None:
+                    self._dts_lead = native.dts - native.pts if native.pts is not None else 0
+                native.pts = native.dts - self._dts_lead
+            if native.pts is not None and native.time_base and abs(native.pts * native.time_base) > _ABSURD:
+                native.pts = None
+            if self._waiting is None:
+                yield native
+                continue
+            self._waiting.append(native)
+            if native.pts is not None or len(self._waiting) >= _LEADING:
+                yield from self._release()
+        if flush:
+            yield from self._release()
+
+    def _uses_dts(self, native: av.VideoFrame) -> bool:
+        context = self.stream.codec_context
+        return self.container.format.name == "avi" and bool(context.has_b_frames) and context.name in ("h264", "hevc")
+
+    def _release(self) -> list[av.VideoFrame]:
+        """Frames that came before the first timestamp: counted back from it, or fitted in before it."""
+        waiting, self._waiting = self._waiting or [], None
+        ahead = len(waiting) - 1
+        if ahead > 0 and (known := waiting[-1].pts) is not None and known > 0:
+            tick = waiting[-1].time_base or self.stream.time_base or Fraction(1, 1000)
+            step = min(1 / frame_rate(self.rate) / tick, Fraction(known, ahead))
+            for i, native in enumerate(waiting[:-1]):
+                native.pts = int(known - (ahead - i) * step)
+        return waiting
+
     def _progressive(self, packet: av.Packet[Any], last: Fraction | None) -> Iterator[av.VideoFrame]:
         """Decoded frames, woven where that was asked for."""
         frames = self._decode_packet(packet, last)
@@ -357,13 +480,21 @@ class VideoReader:
                 order = self._field_order(native)
                 self._deinterlacer = Deinterlacer("tff" if order == "progressive" else order)
             yield from self._deinterlacer.push(native)
-        if not packet.size and self._deinterlacer is not None:
+        if _ends(packet) and self._deinterlacer is not None:
             yield from self._deinterlacer.flush()
 
     def _decode_packet(self, packet: av.Packet[Any], last: Fraction | None) -> list[av.VideoFrame]:
         self._last = last
+        if not packet.size and not _ends(packet):
+            return []  # "the picture before, once more" in Theora and AVI; to the decoder it would mean the end
         try:
-            return self.stream.decode(packet if packet.size else None)
+            try:
+                return self.stream.decode(packet if packet.size else None)
+            except (av.error.EOFError, EOFError):
+                if not packet.size:
+                    return []
+                self.stream.codec_context.flush_buffers()  # the decoder took something before for the end
+                return self.stream.decode(packet)
         except (av.error.EOFError, EOFError):
             return []
         except av.error.FFmpegError as e:
@@ -456,7 +587,8 @@ class VideoReader:
         else:
             full = layout.model == "gray"  # untagged gray is full range to FFmpeg's own scaler as well
         self._full_range = full
-        side = {d.type.name: d for d in native.side_data}
+        blocks: Any = native.side_data  # PyAV's own types have it as a mapping of str
+        side: dict[str, Any] = {d.type.name: d for d in blocks}
         lost = [
             text
             for key, text in {
@@ -494,7 +626,9 @@ class VideoReader:
         if shape != self._shape and not self._same_planes(native):
             was = f"{self._shape[0]}x{self._shape[1]} {self._shape[2]}"
             now = f"{shape[0]}x{shape[1]} {shape[2]}"
-            at = f"{float(native.pts * native.time_base):.3f} s" if native.pts is not None else "an unknown time"
+            at = "an unknown time"
+            if native.pts is not None and native.time_base is not None:
+                at = f"{float(native.pts * native.time_base):.3f} s"
             if self.on_error == "fail":
                 raise BrokenStream(
                     f"{self.path} changes from {was} to {now} at {at}",
@@ -533,7 +667,9 @@ class VideoReader:
             interpolation="BICUBIC",
             threads=1,
         )
-        out.pts, out.time_base = native.pts, native.time_base
+        out.pts = native.pts
+        if native.time_base is not None:
+            out.time_base = native.time_base
         return out
 
     def _field_order(self, native: av.VideoFrame) -> FieldOrder:
@@ -560,6 +696,11 @@ class VideoReader:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _ends(packet: av.Packet[Any]) -> bool:
+    """True for the empty packet that PyAV sends after the last one of a stream."""
+    return not packet.size and packet.pts is None and packet.dts is None
 
 
 def _open_folder(path: str, rate: float) -> av.container.InputContainer:

@@ -36,14 +36,24 @@ _ITUNES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Cover:
+    """A cover picture: file name, MIME type and the file itself."""
+
+    name: str
+    mime: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """index: of the stream in the source. why: only for "drop", for the reader."""
+    """index: of the stream in the source. why: only for "drop", for the reader. cover: set for a cover picture."""
 
     index: int
     kind: str
     codec: str
     action: Action
     why: str = ""
+    cover: Cover | None = None
 
     @property
     def label(self) -> str:
@@ -67,8 +77,8 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
             continue
         name = codec_name(stream)
 
-        def plan(action: Action, why: str = "", s: Any = stream, n: str = name) -> None:
-            plans.append(StreamPlan(s.index, s.type, n, action, why))
+        def plan(action: Action, why: str = "", s: Any = stream, n: str = name, cover: Cover | None = None) -> None:
+            plans.append(StreamPlan(s.index, s.type, n, action, why, cover))
 
         if stream.type == "attachment":
             if container == "matroska":
@@ -77,10 +87,22 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
                 plan("drop", f"{container} holds no attachments")
             continue
         if stream.type == "data" and "timecode" in stream.metadata:
-            plan("drop", "")  # the timecode tag makes the muxer write it anew
+            # The tag makes the muxer of MP4 and MOV write the track anew.
+            plan("drop", "" if container in ("mp4", "mov") else "its start is kept as a timecode tag")
             continue
         if samples is None:
             samples = _first_packets(path, chosen)
+        if stream.type == "video" and stream.disposition & Disposition.attached_pic:
+            cover = _cover(stream, name, samples.get(stream.index))
+            if container == "matroska" and cover is not None:
+                plan("attach", cover=cover)  # Matroska keeps pictures as attachments, FFmpeg shows them as streams
+                continue
+            if container != "mp4" or cover is None:
+                plan("drop", f"{container} holds no cover picture" if cover else "it is empty")
+                continue
+            why = _refusal(stream, container, samples.get(stream.index))
+            plan("copy" if why is None else "drop", (why and f"{container} can't hold it ({why})") or "", cover=cover)
+            continue
         why = _refusal(stream, container, samples.get(stream.index))
         if why is None:
             plan("copy")
@@ -91,6 +113,24 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
         else:
             plan("drop", f"{container} can't hold it ({why})")
     return plans
+
+
+_PICTURES = {
+    "mjpeg": ("jpg", "image/jpeg"),
+    "png": ("png", "image/png"),
+    "gif": ("gif", "image/gif"),
+    "tiff": ("tif", "image/tiff"),
+    "bmp": ("bmp", "image/bmp"),
+    "webp": ("webp", "image/webp"),
+}
+
+
+def _cover(stream: Any, codec: str, sample: Any) -> Cover | None:
+    if sample is None:
+        return None
+    ending, mime = _PICTURES.get(codec, ("bin", "application/octet-stream"))
+    name = stream.metadata.get("filename") or f"cover.{ending}"
+    return Cover(str(name), str(stream.metadata.get("mimetype") or mime), sample[0])
 
 
 def _first_packets(path: str, chosen: int, limit: int = 4000) -> dict[int, Any]:
@@ -121,8 +161,8 @@ def _refusal(stream: Any, container: str, sample: Any) -> str | None:
                 packet: av.Packet[Any] = av.Packet(data)
                 packet.stream = target
                 packet.time_base = stream.time_base
-                packet.pts = pts if pts is not None else dts
-                packet.dts = dts if dts is not None else pts
+                packet.pts = pts if pts is not None else dts or 0
+                packet.dts = dts if dts is not None else pts or 0
                 packet.is_keyframe = key
                 out.mux_one(packet)
     except (

@@ -4,8 +4,9 @@ FFmpeg ends such a file quietly: the iterator stops, and a job that trusts it wr
 carry their own length say so at the top level, which a few reads find out:
 
 - ISO BMFF (MP4, MOV; ISO/IEC 14496-12, 4.2): a box whose size leads past the end of the file;
-- Matroska/WebM (RFC 8794): a Segment of known size that leads past it;
-- RIFF (AVI): the size of the first chunk.
+- Matroska/WebM (RFC 8794): a Segment of known size that leads past it, with an element in it that is cut (one that
+  ends between two elements just has a wrong size);
+- RIFF (AVI): the size of the ``movi`` list, which holds every packet (an index that is cut off costs nothing).
 
 Streamable formats (MPEG-TS, Ogg, raw) have no such promise and are never called truncated here.
 """
@@ -13,35 +14,72 @@ Streamable formats (MPEG-TS, Ogg, raw) have no such promise and are never called
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 
-def missing_bytes(path: str | os.PathLike[str]) -> int:
-    """How many bytes the container promises beyond the end of the file; 0 when complete or unknown.
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """missing: bytes the container promises beyond the end of the file.
+
+    payload_only: they belong to a box of media data whose length may just be wrong; the sample tables know better.
+    """
+
+    missing: int
+    payload_only: bool = False
+
+
+def truncation(path: str | os.PathLike[str]) -> Truncation | None:
+    """What the container promises beyond the end of the file; None when it is complete or does not say.
 
     Reads a few headers, never the payload. Raises OSError when the file can't be read.
     """
     file = Path(path)
     if not file.is_file():
-        return 0
+        return None
     size = file.stat().st_size
     with file.open("rb") as f:
         head = f.read(16)
         if len(head) < 12:
-            return 0
+            return None
         if head[:4] == b"RIFF":
-            promised = int.from_bytes(head[4:8], "little")
-            # 0 and all ones are what a writer leaves that could not seek back; OpenDML files continue in more chunks.
-            return 0 if promised in (0, 0xFFFFFFFF) else max(0, promised + 8 - size)
+            missing = _riff(f, size) if head[8:12] == b"AVI " else 0
+            return Truncation(missing) if missing else None
         if head[:4] == b"\x1a\x45\xdf\xa3":
-            return _matroska(f, size)
+            missing = _matroska(f, size)
+            return Truncation(missing) if missing else None
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"sidx", b"pnot", b"uuid"):
             return _boxes(f, size)
+    return None
+
+
+def _riff(f: BinaryIO, size: int) -> int:
+    """OpenDML files continue in more RIFF chunks; 0 and all ones are what a writer leaves that can't seek back."""
+    position = 0
+    while position + 12 <= size:
+        f.seek(position)
+        head = f.read(12)
+        if head[:4] != b"RIFF":
+            return 0
+        length = int.from_bytes(head[4:8], "little")
+        end = position + 8 + length
+        if length in (0, 0xFFFFFFFF):
+            return 0
+        inner = position + 12
+        while inner + 8 <= min(end, size):
+            f.seek(inner)
+            chunk = f.read(12)
+            span = int.from_bytes(chunk[4:8], "little")
+            stop = inner + 8 + span
+            if chunk[:4] == b"LIST" and chunk[8:12] == b"movi" and span not in (0, 0xFFFFFFFF) and stop > size:
+                return stop - size
+            inner = stop + stop % 2
+        position = end + end % 2
     return 0
 
 
-def _boxes(f: BinaryIO, size: int) -> int:
+def _boxes(f: BinaryIO, size: int) -> Truncation | None:
     position = 0
     while position + 8 <= size:
         f.seek(position)
@@ -50,15 +88,17 @@ def _boxes(f: BinaryIO, size: int) -> int:
         if length == 1 and len(head) == 16:
             length = int.from_bytes(head[8:16], "big")
         if length == 0:  # to the end of the file
-            return 0
+            return None
         if length < 8:  # not a box: garbage after the last one is not a promise
-            return 0
+            return None
         position += length
         if position > size:
             kind = head[4:8]
-            # Only known payload boxes count: trailing bytes of something else may look like a giant box.
-            return position - size if kind in (b"mdat", b"moov", b"moof") else 0
-    return 0
+            # Only known boxes count: trailing bytes of something else may look like a giant box.
+            if kind not in (b"mdat", b"moov", b"moof"):
+                return None
+            return Truncation(position - size, payload_only=kind == b"mdat")
+    return None
 
 
 def _vint(f: BinaryIO, *, keep_marker: bool) -> tuple[int, int] | None:
@@ -86,6 +126,22 @@ def _matroska(f: BinaryIO, size: int) -> int:
             return 0
         end = f.tell() + length[0]
         if element[0] == 0x18538067:
-            return max(0, end - size)
+            return end - size if end > size and _cut_inside(f, size) else 0
         f.seek(end)
     return 0
+
+
+def _cut_inside(f: BinaryIO, size: int) -> bool:
+    """True when a child of the Segment that ``f`` stands at the body of leads past the end of the file."""
+    while f.tell() < size:
+        element = _vint(f, keep_marker=True)
+        length = _vint(f, keep_marker=False)
+        if element is None or length is None:
+            return True
+        if length[0] == (1 << (7 * length[1])) - 1:
+            return False
+        end = f.tell() + length[0]
+        if end > size:
+            return True
+        f.seek(end)
+    return False

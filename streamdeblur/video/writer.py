@@ -12,6 +12,7 @@ import errno
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ import av.error
 
 from streamdeblur.errors import DiskFull, EncoderError, OutputError, UsageError
 from streamdeblur.frames import Frame
+from streamdeblur.video import matroska
 from streamdeblur.video.encoders import EncoderChoice, EncoderRequest, choose, configure
 from streamdeblur.video.pixfmt import LAYOUTS, component_views, write_components
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader, reason
@@ -38,6 +40,7 @@ from streamdeblur.video.streams import (
     plan_streams,
     subrip_to_mov_text,
 )
+from streamdeblur.video.timeline import Timeline, frame_rate, lift
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ _MUXERS = {
 }
 _ISOBMFF = {"mp4", "mov", "3gp"}
 _MATROSKA = {"matroska", "webm"}
+_TIMECODE = re.compile(r"\d\d:\d\d:\d\d[:;.]\d\d")
 #: Free space below which a job stops while it still can do so in good order.
 _RESERVE = 1 << 20
 
@@ -99,12 +103,21 @@ class VideoWriter:
         self._last_dts: dict[int, int] = {}
         self._copy: dict[int, tuple[StreamPlan, Any]] = {}
         self._warned: set[str] = set()
-        self._last_out: int | None = None
-        self._step = 1
         check_writable(self.path)
         info = reader.info
         self._size = (info.width, info.height)
-        self._time_base = info.time_base
+        self._lift = lift(reader.first_time)
+        if self._lift:
+            log.warning(
+                "%s begins %.3f s before zero, which no player shows: everything is moved by that much",
+                reader.path,
+                self._lift,
+            )
+        self.timeline = Timeline(info.time_base, reader.rate, self._lift)
+        self._time_base = self.timeline.tick
+        self._booked: dict[str, tuple[str, tuple[int, int] | None]] = {}
+        self._last_duration: dict[int, int] = {}
+        self._timed: set[int] = set()  # copied streams of which some timestamp was seen
         self.plans = plan_streams(reader.container, reader.stream.index, self.container_name, reader.path)
         with self._guard("can't be created"):
             self._open = av.open(
@@ -141,10 +154,22 @@ class VideoWriter:
         if self.container_name in _ISOBMFF:
             # Start offsets are stored in ticks of the movie; the default of 1/1000 would round every pts.
             options["movie_timescale"] = str(_movie_timescale(self._time_base, reader))
-            flags = ["write_colr"]
-            if needs_metadata_tags(container_tags(reader.container)):
-                flags.append("use_metadata_tags")
-            options["movflags"] = "+" + "+".join(flags)
+            flags = []
+            tags = reader.tags
+            if tags.color_range or any(c not in (0, 2, 3) for c in (tags.matrix, tags.primaries, tags.transfer)):
+                # Without it the muxer writes a colour box only when all of them are known; with it always, and a box
+                # of unknowns still says "limited range".
+                flags.append("write_colr")
+            keys = container_tags(reader.container)
+            if needs_metadata_tags(keys):
+                if self.container_name != "mov" and any(p.action == "copy" and p.cover for p in self.plans):
+                    # The two kinds of metadata exclude each other in the muxer, and only iTunes' has pictures.
+                    lost = ", ".join(k for k in keys if needs_metadata_tags({k: ""}))
+                    log.warning("%s holds no cover picture together with the tags %s, which are left out", "MP4", lost)
+                else:
+                    flags.append("use_metadata_tags")
+            if flags:
+                options["movflags"] = "+" + "+".join(flags)
             options["strict"] = "experimental"
         if self.container_name in _MATROSKA:
             # The muxer would shift everything by the AAC priming that comes before zero.
@@ -153,7 +178,7 @@ class VideoWriter:
 
     def _add_streams(self, request: EncoderRequest) -> None:
         reader, out = self._reader, self._container
-        rate = _sane_rate(reader.stream.average_rate or reader.stream.guessed_rate)
+        rate = frame_rate(reader.rate)
         first_choice = reader.stream.index
         planned = {p.index: p for p in self.plans}
         # Streams keep their order; players take the first of a kind.
@@ -169,8 +194,13 @@ class VideoWriter:
             with self._guard(f"can't take {plan.label}"):
                 if plan.action == "attach":
                     attachment: Any = source
-                    name = str(source.metadata.get("filename", f"attachment{source.index}"))
-                    out.add_attachment(name, attachment.mimetype or "application/octet-stream", attachment.data)
+                    if plan.cover:
+                        name, mime, data = plan.cover.name, plan.cover.mime, plan.cover.data
+                    else:
+                        name = str(source.metadata.get("filename", f"attachment{source.index}"))
+                        mime, data = attachment.mimetype or "application/octet-stream", attachment.data
+                    added = out.add_attachment(name, mime, data)
+                    added.metadata.update({k: v for k, v in source.metadata.items() if k.lower() == "title"})
                     continue
                 if plan.action == "copy":
                     target = out.add_stream_from_template(source, opaque=True)
@@ -180,10 +210,25 @@ class VideoWriter:
                 copy_stream_tags(source, target)
                 if plan.action == "copy" and source.time_base:
                     target.time_base = source.time_base
+                if plan.kind == "video" and plan.action == "copy":
+                    picture: Any = source
+                    size = (picture.codec_context.width, picture.codec_context.height)
+                    self._book_display(target, size, picture.sample_aspect_ratio)
             self._copy[source.index] = (plan, target)
         out.metadata.update(container_tags(reader.container))
+        if self.container_name in _ISOBMFF:
+            # The muxer makes a track of it, and fails at the end of the job over one that it can't read.
+            for tags in (out.metadata, *(s.metadata for s in out.streams)):
+                code = tags.get("timecode")
+                if code is not None and (not _TIMECODE.fullmatch(code) or rate > 240):
+                    log.warning("timecode %r at %.3f frames a second is left out: MP4 can't hold it", code, rate)
+                    del tags["timecode"]
         chapters = list(reader.container.chapters())
         if chapters and not reader.shift:
+            for c in chapters:
+                ticks = round(self._lift / Fraction(c["time_base"] or 1))
+                c["start"] += ticks
+                c["end"] += ticks
             out.set_chapters(chapters)
         elif chapters:
             log.warning("chapters are left out: they do not fit a part of the file")
@@ -211,7 +256,17 @@ class VideoWriter:
             if reader.tags.display_matrix is not None:
                 stream.set_display_matrix(list(reader.tags.display_matrix))
             copy_stream_tags(reader.stream, stream, encoded=True)
+            self._book_display(stream, self._size, sar)
         return stream
+
+    def _book_display(self, target: Any, size: tuple[int, int], ratio: Fraction | None) -> None:
+        """Book room in a Matroska header for the display size of a track whose pixels are not square."""
+        if self.container_name not in _MATROSKA or not ratio or ratio == 1 or not all(size):
+            return
+        title = target.metadata.get("title", "")
+        name = matroska.booked_name(title, len(self._booked))
+        target.metadata["title"] = name
+        self._booked[name] = (title, matroska.display_size(*size, Fraction(ratio)))
 
     # --- frames ------------------------------------------------------------------------------------------------------
 
@@ -221,8 +276,10 @@ class VideoWriter:
         Returns the pts written, in the source's time base. Frames must come in order of index.
         """
         out = self._native(frame, like)
-        pts = self._timestamp(frame, like)
-        out.pts, out.time_base = pts, frame.time_base
+        stamp = self._timestamp(frame)
+        out.pts, out.time_base = stamp, self._time_base
+        if out.duration and like is not None:
+            out.duration = round(out.duration * frame.time_base / self._time_base)
         out.pict_type = 0
         tags = self._reader.tags
         out.colorspace, out.color_primaries, out.color_trc = tags.matrix, tags.primaries, tags.transfer
@@ -233,7 +290,7 @@ class VideoWriter:
         for packet in packets:
             self._mux(packet)
         self.frames_written += 1
-        return pts
+        return self.timeline.in_source_ticks(stamp)
 
     def _native(self, frame: Frame, like: DecodedFrame | None) -> av.VideoFrame:
         layout = self.choice.layout
@@ -257,23 +314,18 @@ class VideoWriter:
         write_components(fresh, layout, frame.planes, frame.spec.color)
         return fresh
 
-    def _timestamp(self, frame: Frame, like: DecodedFrame | None) -> int:
-        pts = frame.pts
-        if pts is None:
-            # No timestamp at all (raw streams, some AVI): go on by the frame's own duration, else by the frame rate.
-            rate = _sane_rate(self._reader.stream.average_rate or self._reader.stream.guessed_rate)
-            step = max(1, round(1 / rate / frame.time_base))
-            pts = 0 if self._last_out is None else self._last_out + step
+    def _timestamp(self, frame: Frame) -> int:
+        """The frame's timestamp in the output's ticks; says once where it is not the source's own."""
+        moved, made = self.timeline.moved, self.timeline.made
+        stamp = self.timeline.stamp(frame.pts)
+        if self.timeline.made > made:
             self._once("some frames have no timestamp: theirs follow the frame rate")
-        elif self._last_out is not None and pts <= self._last_out:
-            self._once(
-                f"frame {frame.index} has a timestamp not after the one before it "
-                f"({float(pts * frame.time_base):.3f} s): moved on by one tick"
-            )
-            pts = self._last_out + 1
-        self._last_out = pts
-        self.last_pts = pts * frame.time_base
-        return pts
+        elif self.timeline.moved > moved and frame.pts is not None:
+            at = float(frame.pts * frame.time_base)
+            text = f"frame {frame.index} has a timestamp ({at:.3f} s) not after the one before it"
+            self._once(f"{text}: it and others like it are moved on by a tick", key="moved")
+        self.last_pts = stamp * self._time_base
+        return stamp
 
     def copy(self, item: CopyPacket) -> None:
         """Mux a packet of another stream as it is, or converted as planned."""
@@ -287,6 +339,10 @@ class VideoWriter:
             if converted is None:
                 return
             packet = converted
+        if self._lift:
+            ticks = round(self._lift / Fraction(packet.time_base))
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+            packet.dts = None if packet.dts is None else packet.dts + ticks
         self._start()
         packet.stream = target
         self._mux(packet, plan)
@@ -322,14 +378,28 @@ class VideoWriter:
         target = packet.stream
         _rescale(packet, target.time_base)
         if plan is not None:
-            if packet.dts is None:
-                packet.dts = packet.pts
+            if plan.cover and packet.pts is None and packet.dts is None:
+                packet.pts = packet.dts = 0  # a cover picture is at no time
+            if packet.dts is None or (plan.kind == "audio" and packet.pts is not None):
+                packet.dts = packet.pts  # audio is never reordered, but Ogg's first dts is 0 wherever it begins
             if packet.pts is None and target.type != "video":
                 packet.pts = packet.dts
             if packet.dts is None:
-                # Neither: FFmpeg fills in for audio of constant frame size; anything else has no place in time.
-                self._once(f"{plan.label}: packets without any timestamp are left out")
-                return
+                # Neither: right behind the packet before; at the very beginning as early as can be, to leave the
+                # times of those that have one.
+                before = self._last_dts.get(target.index)
+                step = self._last_duration.get(target.index, 0) if target.index in self._timed else 0
+                packet.dts = packet.pts = 0 if before is None else before + max(1, step)
+                self._once(f"{plan.label}: packets without any timestamp follow those before them")
+            else:
+                self._timed.add(target.index)
+            if plan.kind == "audio":
+                # MP4 takes a track's end from its last packet; one without a length would be cut off by the edit list.
+                known = self._last_dts.get(target.index)
+                if not packet.duration and packet.dts is not None and known is not None:
+                    packet.duration = max(0, packet.dts - known)
+                if packet.duration:
+                    self._last_duration[target.index] = packet.duration
             last = self._last_dts.get(target.index)
             if last is not None and packet.dts <= last and target.type != "subtitle":
                 if packet.dts < last:
@@ -353,6 +423,8 @@ class VideoWriter:
             self._container.close()
             self._open = None
             # FFmpeg tells nobody about a write that failed while it closed the file.
+            if self._booked:
+                matroska.write_display_sizes(self.partial, self._booked)
             with open(self.partial, "rb+") as f:
                 os.fsync(f.fileno())
             if shutil.disk_usage(self.partial.parent).free < 4096:
@@ -373,9 +445,10 @@ class VideoWriter:
             log.debug("closing %s: %s", self.partial, e)
         self.partial.unlink(missing_ok=True)
 
-    def _once(self, text: str) -> None:
-        if text.split(":")[0] not in self._warned:
-            self._warned.add(text.split(":")[0])
+    def _once(self, text: str, key: str | None = None) -> None:
+        key = key or text.split(":")[0]
+        if key not in self._warned:
+            self._warned.add(key)
             log.warning("%s", text)
 
     @contextmanager
@@ -444,13 +517,6 @@ def _rescale(packet: av.Packet[Any], to: Fraction) -> None:
     packet.dts = None if dts is None else nearest(dts)
     if duration:
         packet.duration = nearest(duration)
-
-
-def _sane_rate(rate: Fraction | None) -> Fraction:
-    """A frame rate an encoder takes for its rate control; timing never comes from it."""
-    if rate is None or rate <= 0:
-        return Fraction(25)
-    return min(max(Fraction(rate), Fraction(1)), Fraction(240)).limit_denominator(1001)
 
 
 def _movie_timescale(time_base: Fraction, reader: VideoReader) -> int:

@@ -1,0 +1,177 @@
+"""The command line: same result as the library, configuration, what is printed where."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamdeblur import __version__, process_video
+from tests.clips import read_clip, read_packets, write_numbered_clip
+from tests.commands import command, environment, run
+
+pytestmark = pytest.mark.integration
+
+SIZE = (96, 64)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_numbered_clip(tmp_path_factory.mktemp("clip") / "a.mp4", 8, SIZE, audio=True)
+
+
+def test_the_module_runs_from_anywhere(source: Path, tmp_path: Path) -> None:
+    """The one true process here; the others are forked from a warm one."""
+    done = subprocess.run(
+        command("process", source, "-o", "out.mkv", "-m", "identity", "--json"),
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["frames"] == 8
+    assert len(read_clip(tmp_path / "out.mkv")) == 8
+
+
+def test_command_line_and_library_do_the_same(source: Path, tmp_path: Path) -> None:
+    options = {"model": "offset:0.1,-0.05,0.02", "lossless": True}
+    mine = process_video(source, tmp_path / "library.mkv", ledger=tmp_path / "library.jsonl", **options)
+    done = run(
+        "process", source, "-o", tmp_path / "cli.mkv", "-m", "offset:0.1,-0.05,0.02", "--lossless", "--json",
+        "--ledger", tmp_path / "cli.jsonl", cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    theirs = json.loads(done.stdout)
+    timed = {"output", "seconds", "first_frame_seconds", "fps"}
+    assert {k: v for k, v in theirs.items() if k not in timed} == {
+        k: v for k, v in mine.as_dict().items() if k not in timed
+    }
+    a, b = read_clip(tmp_path / "library.mkv"), read_clip(tmp_path / "cli.mkv")
+    assert [p.time for p in a] == [p.time for p in b]
+    assert all(x.same(y) for x, y in zip(a, b, strict=True))
+    assert read_packets(tmp_path / "library.mkv", 1) == read_packets(tmp_path / "cli.mkv", 1)
+
+    def lines(path: Path) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{k: v for k, v in f.items() if k not in ("seconds",)} for f in found if f["type"] == "frame"]
+
+    assert lines(tmp_path / "library.jsonl") == lines(tmp_path / "cli.jsonl")
+    assert len(lines(tmp_path / "cli.jsonl")) == 8
+
+
+def test_stdout_is_for_json_alone(source: Path, tmp_path: Path) -> None:
+    plain = run("process", source, "-o", tmp_path / "a.mp4", "-m", "identity", cwd=tmp_path)
+    assert (plain.returncode, plain.stdout) == (0, "")
+    (line,) = plain.stderr.splitlines()
+    assert "8 frames (8 restored) by identity" in line
+    quiet = run("process", source, "-o", tmp_path / "b.mp4", "-m", "identity", "--quiet", cwd=tmp_path)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    loud = run("process", source, "-o", tmp_path / "c.webm", "-m", "identity", "--json", cwd=tmp_path)
+    assert loud.returncode == 0
+    assert json.loads(loud.stdout)["dropped"] == ["stream 1 (audio, aac)"]
+    (line,) = loud.stderr.splitlines()
+    assert line.startswith("warning: stream 1 (audio, aac) is left out")
+    silent = run("process", source, "-o", tmp_path / "d.webm", "-m", "identity", "--json", "-q", cwd=tmp_path)
+    assert (silent.returncode, silent.stderr) == (0, "")
+    assert json.loads(silent.stdout)["frames"] == 8
+
+
+def test_the_command_line_wins_over_the_file(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: identity\nencoder: x265\ncrf: 40\non-error: bypass\nledger: l.jsonl\n")
+    done = run("process", source, "-o", "b.mkv", "-c", "c.yaml", "--crf", "33", "--encoder", "x264", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"crf=33.0" in (tmp_path / "b.mkv").read_bytes()
+    settings = json.loads((tmp_path / "l.jsonl").read_text().splitlines()[0])["settings"]
+    assert (settings["encoder"], settings["crf"], settings["on_error"]) == ("x264", 33.0, "bypass")
+    assert settings["model"] == "identity"
+
+
+def test_switches_of_the_file_can_be_switched_off(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: identity\nlossless: true\noverwrite: true\n")
+    (tmp_path / "b.mp4").write_bytes(b"old")
+    refused = run("process", source, "-o", "b.mp4", "-c", "c.yaml", "--no-overwrite", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "exists" in refused.stderr
+    done = run("process", source, "-o", "b.mp4", "-c", "c.yaml", "--no-lossless", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["encoder"] == "libx264"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], ""),
+        (["proces"], "process"),
+        (["process"], "SOURCE"),
+        (["process", "a.mp4", "--workers", "0"], "workers"),
+        (["process", "a.mp4", "--workers", "many"], "many"),
+        (["process", "a.mp4", "--config", "none.yaml"], "none.yaml can't be read"),
+        (["process", "a.mp4", "b.mp4"], "b.mp4"),
+        (["verify", "a.mp4"], "OUTPUT"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], says: str, tmp_path: Path) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    if not arguments:
+        assert "process" in done.stdout + done.stderr
+        return
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert done.stdout == ""
+
+
+def test_help_and_version(tmp_path: Path) -> None:
+    version = run("--version", cwd=tmp_path)
+    assert (version.returncode, version.stderr) == (0, "")
+    assert __version__ in version.stdout
+    text = run("process", "--help", cwd=tmp_path)
+    assert text.returncode == 0
+    for flag in ("--lossless", "--no-overwrite", "--on-error [fail|bypass]", "--workers", "--ledger", "-w, --weights"):
+        assert flag in text.stdout
+
+
+def test_models_lists_every_variant(tmp_path: Path) -> None:
+    done = run("models", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {r["name"]: r for r in json.loads(done.stdout)}
+    assert {"identity", "offset", "mimo-unet", "mimo-unet-plus", "mimo-unet-plus-plus", "mimo-unet-small"} <= set(rows)
+    assert rows["mimo-unet"]["parameters"] / 1e6 == pytest.approx(6.8, abs=0.02)  # table 4 of the paper
+    assert rows["mimo-unet-plus"]["parameters"] / 1e6 == pytest.approx(16.1, abs=0.02)
+    assert rows["identity"]["parameters"] == 0
+    table = run("models", cwd=tmp_path)
+    assert all(name in table.stdout for name in ("identity", "mimo-unet-small"))
+
+
+def test_weights_are_shown_and_wrong_ones_refused(tmp_path: Path) -> None:
+    from streamdeblur.models.checkpoint import Metadata, save_checkpoint
+    from streamdeblur.models.random_weights import random_state
+    from streamdeblur.models.registry import variants
+
+    config = variants()["mimo-unet-small"].config
+    assert config is not None
+    path = tmp_path / "w.safetensors"
+    save_checkpoint(path, random_state(config, 1), Metadata(variant="mimo-unet-small", config=config))
+    done = run("weights", "show", path, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["variant"] == "mimo-unet-small"
+    source = write_numbered_clip(tmp_path / "a.mp4", 2, SIZE)
+    used = run("process", source, "-w", path, "--json", cwd=tmp_path)
+    assert used.returncode == 0, used.stderr
+    assert json.loads(used.stdout)["model"] == "mimo-unet-small"
+    wrong = run("process", source, "-w", path, "-m", "mimo-unet-plus", "--overwrite", cwd=tmp_path)
+    assert wrong.returncode == 1
+    (line,) = wrong.stderr.splitlines()
+    assert "holds weights of mimo-unet-small, not of mimo-unet-plus" in line
+    taken = run("weights", "import", path, "-o", tmp_path / "x.safetensors", cwd=tmp_path)
+    assert taken.returncode == 1
+    assert len(taken.stderr.splitlines()) == 1
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = run("process", "no.mp4", "-m", "identity", "--debug", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: no.mp4 does not exist")

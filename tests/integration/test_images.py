@@ -1,0 +1,170 @@
+"""Pictures and folders of pictures, in and out."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from streamdeblur import process_video
+from streamdeblur.config import ProcessOptions
+from streamdeblur.errors import InputError, OutputError, UsageError
+from streamdeblur.jobs.images import is_image_job, process_images
+from tests.clips import numbered_picture, read_clip, read_number, write_numbered_clip
+
+pytestmark = pytest.mark.integration
+
+IDENTITY = ProcessOptions(model="identity")
+SIZE = (97, 65)
+EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6
+ICC = b"ICC_PROFILE\0\x01\x01" + bytes(range(200))
+
+
+def noise(dtype: type, channels: int = 3, seed: int = 0) -> np.ndarray:
+    top = np.iinfo(dtype).max
+    return np.random.default_rng(seed).integers(0, top, (65, 97, channels), dtype=dtype, endpoint=True)
+
+
+def load(path: Path) -> np.ndarray:
+    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert picture is not None, path
+    return picture
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp", "webp"])
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 3), (np.uint8, 4), (np.uint16, 3), (np.uint8, 1)])
+def test_identity_keeps_every_pixel(tmp_path: Path, ending: str, dtype: type, channels: int) -> None:
+    if (ending in ("bmp", "webp") and (dtype is np.uint16 or channels == 1)) or (ending == "bmp" and channels == 4):
+        pytest.skip(f"{ending} does not hold it")
+    source = tmp_path / f"a.{ending}"
+    options = [cv2.IMWRITE_WEBP_QUALITY, 101] if ending == "webp" else []
+    cv2.imwrite(str(source), noise(dtype, channels), options)
+    summary = process_images(str(source), options=IDENTITY)
+    assert summary.output == str(tmp_path / f"a.deblurred.{ending}")
+    assert (summary.frames, summary.width, summary.height) == (1, 97, 65)
+    after = load(tmp_path / f"a.deblurred.{ending}")
+    assert after.dtype == dtype
+    np.testing.assert_array_equal(after, load(source))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_step_on_a_picture(tmp_path: Path, dtype: type) -> None:
+    source = tmp_path / "a.png"
+    cv2.imwrite(str(source), noise(dtype))
+    process_images(str(source), str(tmp_path / "b.png"), options=ProcessOptions(model="offset:0.1003,-0.2002,0.3001"))
+    top = int(np.iinfo(dtype).max)
+    step = np.floor(np.array([0.3001, -0.2002, 0.1003]) * top + 0.5).astype(int)  # OpenCV's order: B, G, R
+    np.testing.assert_array_equal(load(tmp_path / "b.png"), np.clip(load(source).astype(int) + step, 0, top))
+
+
+def segment(kind: int, data: bytes) -> bytes:
+    return b"\xff" + bytes([kind]) + struct.pack(">H", len(data) + 2) + data
+
+
+def test_jpeg_keeps_exif_and_profile(tmp_path: Path) -> None:
+    ok, coded = cv2.imencode(".jpg", numbered_picture(5, (96, 64)), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert ok
+    data = coded.tobytes()
+    source = tmp_path / "a.jpg"
+    extra = segment(0xE1, EXIF) + segment(0xE2, ICC) + segment(0xFE, b"a comment")
+    source.write_bytes(data[:2] + extra + data[2:])
+    process_images(str(source), options=IDENTITY)
+    output = (tmp_path / "a.deblurred.jpg").read_bytes()
+    for part in (segment(0xE1, EXIF), segment(0xE2, ICC), segment(0xFE, b"a comment")):
+        assert output.count(part) == 1
+    before, after = load(source).astype(int), load(tmp_path / "a.deblurred.jpg").astype(int)
+    assert before.shape == after.shape
+    assert np.abs(before - after).mean() < 2
+
+
+def test_png_keeps_profile_and_text(tmp_path: Path) -> None:
+    ok, coded = cv2.imencode(".png", noise(np.uint8))
+    assert ok
+    data = coded.tobytes()
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    extra = [chunk(b"iCCP", b"mine\0\0" + zlib.compress(bytes(200))), chunk(b"tEXt", b"Author\0me"),
+             chunk(b"pHYs", struct.pack(">IIB", 300, 300, 1))]  # fmt: skip
+    (tmp_path / "a.png").write_bytes(data[:33] + b"".join(extra) + data[33:])
+    process_images(str(tmp_path / "a.png"), options=IDENTITY)
+    output = (tmp_path / "a.deblurred.png").read_bytes()
+    assert all(output.count(e) == 1 for e in extra)
+    np.testing.assert_array_equal(load(tmp_path / "a.deblurred.png"), load(tmp_path / "a.png"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "in"
+    path.mkdir()
+    for i in range(5):
+        cv2.imwrite(str(path / f"{i:03d}.png"), numbered_picture(i, (96, 64))[..., ::-1])
+    return path
+
+
+def test_folder_to_folder(folder: Path, tmp_path: Path) -> None:
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_bytes(b"")
+    cv2.imwrite(str(folder / "004b.jpg"), numbered_picture(9, (64, 80))[..., ::-1])  # another kind and size
+    summary = process_images(str(folder), str(tmp_path / "out"), options=IDENTITY)
+    assert summary.frames == summary.restored == 6
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["000.png", "001.png", "002.png", "003.png", "004.png", "004b.jpg"]
+    for name in names[:5]:
+        np.testing.assert_array_equal(load(tmp_path / "out" / name), load(folder / name))
+    with pytest.raises(OutputError, match=r"000\.png exists"):
+        process_images(str(folder), str(tmp_path / "out"), options=IDENTITY)
+    with pytest.raises(UsageError, match="is the source itself"):
+        process_images(str(folder), str(folder), options=ProcessOptions(model="identity", overwrite=True))
+
+
+def test_folder_to_video(folder: Path, tmp_path: Path) -> None:
+    assert not is_image_job(str(folder), str(tmp_path / "out.mp4"))
+    summary = process_video(folder, tmp_path / "out.mp4", model="identity", lossless=True, rate=10)
+    assert summary.frames == 5
+    pictures = read_clip(tmp_path / "out.mp4")
+    assert [float(p.time or 0) for p in pictures] == [0, 0.1, 0.2, 0.3, 0.4]
+    for i, picture in enumerate(pictures):
+        rgb = np.stack([picture.parts[c] for c in "RGB"], axis=-1)
+        np.testing.assert_array_equal(rgb, numbered_picture(i, (96, 64)))
+
+
+def test_video_to_folder(tmp_path: Path) -> None:
+    source = write_numbered_clip(tmp_path / "a.mp4", 5, (96, 64))
+    assert is_image_job(str(source), f"{tmp_path}/frames/")
+    summary = process_images(str(source), f"{tmp_path}/frames/", options=IDENTITY)
+    assert summary.frames == 5
+    names = sorted(p.name for p in (tmp_path / "frames").iterdir())
+    assert names == [f"a_{i:06d}.png" for i in range(5)]
+    for i, name in enumerate(names):
+        assert read_number(load(tmp_path / "frames" / name)[..., 1]) == i
+    with pytest.raises(UsageError, match="is one picture"):
+        process_images(str(source), str(tmp_path / "one.png"), options=IDENTITY)
+
+
+def test_a_corrupt_picture_is_named_or_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "002.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage" * 20)
+    with pytest.raises(InputError, match=r"002\.png"):
+        process_images(str(folder), str(tmp_path / "out"), options=IDENTITY)
+    assert not list((tmp_path / "out").glob("*.partial"))
+    caplog.set_level(logging.WARNING)
+    options = ProcessOptions(model="identity", on_error="bypass", overwrite=True)
+    summary = process_images(str(folder), str(tmp_path / "out"), options=options)
+    assert summary.frames == 4
+    assert sorted(p.stem for p in (tmp_path / "out").iterdir()) == ["000", "001", "003", "004"]
+    assert sum("002.png" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_a_cut_picture_is_never_passed_off_as_whole(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), noise(np.uint8))
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"a\.png"):
+        process_images(str(tmp_path / "a.png"), options=IDENTITY)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

@@ -1,0 +1,82 @@
+"""Strict options: unknown keys, wrong values, files, environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from streamdeblur.config import ProcessOptions, load_yaml, parse
+from streamdeblur.errors import ConfigError
+
+
+def test_defaults() -> None:
+    options = ProcessOptions()
+    assert (options.model, options.encoder, options.crf, options.on_error) == (None, "auto", None, "fail")
+    assert (options.overwrite, options.lossless, options.deinterlace) == (False, False, False)
+    assert options.in_flight == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"lossles": True}, "unknown option 'lossles' in x.yaml; did you mean lossless?"),
+        ({"over_write": True}, "did you mean overwrite?"),
+        ({"zzz": 1}, "known are "),
+        ({"crf": 64}, "crf 64 in x.yaml"),
+        ({"crf": "high"}, "crf 'high' in x.yaml"),
+        ({"workers": 0}, "workers 0"),
+        ({"workers": 1.5}, "workers 1.5"),
+        ({"stream": -1}, "stream -1"),
+        ({"start": -0.1}, "start -0.1"),
+        ({"duration": 0}, "duration 0 selects nothing"),
+        ({"on_error": "ignore"}, "on_error 'ignore'"),
+        ({"tiling": "tiny"}, "tiling 'tiny'"),
+        ({"rate": 0}, "rate 0"),
+        ({"lossless": True, "crf": 18}, "lossless and crf exclude each other"),
+        ({"deinterlace": True, "interlaced": "progressive"}, "deinterlace needs an interlaced source"),
+        ({"start": float("nan")}, "start nan"),
+        ({"duration": float("nan")}, "duration nan"),
+    ],
+)
+def test_faults_are_one_line_with_key_value_and_origin(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        parse(ProcessOptions, values, "x.yaml")
+    assert says in str(e.value)
+    assert "x.yaml" in str(e.value)
+    assert "\n" not in str(e.value)
+    assert e.value.exit_code == 2
+
+
+def test_options_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        ProcessOptions().model = "identity"  # type: ignore[misc]
+
+
+def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.yaml"
+    monkeypatch.setenv("PLACE", "/data")
+    path.write_text("weights: ${PLACE}/w.safetensors\non-error: bypass\ncrf: 20\n")
+    assert load_yaml(path) == {"weights": "/data/w.safetensors", "on_error": "bypass", "crf": 20}
+    options = parse(ProcessOptions, load_yaml(path))
+    assert (options.weights, options.on_error, options.crf) == ("/data/w.safetensors", "bypass", 20.0)
+    path.write_text("# nothing\n")
+    assert load_yaml(path) == {}
+    monkeypatch.delenv("PLACE")
+    for text, says in (
+        ("weights: ${PLACE}/w\n", "environment variable that is not set"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("1: 2\n", "must be a mapping"),
+        ("a: [1\n", "is not valid YAML at line"),
+        ("a: !!python/object:os.system x\n", "is not valid YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=says):
+            load_yaml(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_yaml(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        load_yaml(tmp_path / "none.yaml")

@@ -1,0 +1,46 @@
+"""Digests of payloads do not see the container's framing, and do see everything else."""
+
+from __future__ import annotations
+
+from streamdeblur.video.packets import StreamDigest, without_adts
+
+
+def _adts(payload: bytes, *, crc: bool = False, length: int | None = None) -> bytes:
+    head = 9 if crc else 7
+    n = len(payload) + head if length is None else length
+    fixed = bytes([0xFF, 0xF0 | (not crc), 0x50, 0x80 | n >> 11, n >> 3 & 0xFF, (n & 7) << 5 | 0x1F, 0xFC])
+    return fixed + bytes(head - 7) + payload
+
+
+def _digest(codec: str, *packets: bytes) -> StreamDigest:
+    digest = StreamDigest(codec)
+    for p in packets:
+        digest.add(p)
+    return digest
+
+
+def test_adts_headers_are_taken_off() -> None:
+    body = bytes(range(40))
+    assert without_adts(_adts(body)) == without_adts(_adts(body, crc=True)) == body
+    assert without_adts(body) == body
+    assert without_adts(_adts(body[:30], length=47)) == body[:30]  # the file ends inside the packet
+
+
+def test_annex_b_equals_length_prefixes() -> None:
+    units = [b"\x65" + bytes([7]) * 9, b"\x41abc"]
+    annex_b = b"\0\0\0\1" + units[0] + b"\0\0\1" + units[1]
+    prefixed = b"".join(len(u).to_bytes(4, "big") + u for u in units)
+    assert _digest("h264", annex_b).same(_digest("h264", prefixed))
+    assert not _digest("h264", annex_b).same(_digest("h264", prefixed[:-1] + b"d"))
+
+
+def test_parameter_sets_may_live_in_the_header() -> None:
+    picture = b"\0\0\1\x65picture"
+    assert _digest("h264", b"\0\0\1\x67sps\0\0\1\x68pps" + picture).same(_digest("h264", picture))
+
+
+def test_packets_count_but_for_pcm() -> None:
+    assert not _digest("opus", b"ab", b"cd").same(_digest("opus", b"abcd"))
+    assert _digest("pcm_s16le", b"ab", b"cd").same(_digest("pcm_s16le", b"abcd"))
+    assert not _digest("opus", b"ab").same(_digest("opus", b"ac"))
+    assert _digest("opus", b"", b"ab").same(_digest("opus", b"ab"))
