@@ -11,7 +11,8 @@ from pathlib import Path
 from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import InputError, OutputError, UsageError, WorkerError
 from streamdeblur.frames import Frame, Gap, apply_correction
-from streamdeblur.jobs.process import ProcessSummary, Progress, Workforce, check_target
+from streamdeblur.jobs.process import ProcessSummary, Progress, check_target
+from streamdeblur.jobs.workforce import Workforce, tiling_words
 from streamdeblur.runtime.ledger import FrameRecord, Ledger, Status
 from streamdeblur.runtime.pool import Result
 from streamdeblur.runtime.reorder import ReorderBuffer
@@ -173,7 +174,6 @@ class _ImageJob:
                 raise
             ledger.check(self.read, ledger.frames)
         counts = ledger.counts
-        tiling = o.tiling if workforce.tiling is None else workforce.tiling.mode
         return ProcessSummary(
             source=str(self.source),
             output=str(self.target),
@@ -181,7 +181,7 @@ class _ImageJob:
             weights=o.weights,
             device=workforce.device,
             precision=workforce.precision,
-            tiling=tiling,
+            tiling=tiling_words(workforce.tiling, o.tiling),
             encoder=self.target.suffix.lstrip(".") or "images",
             pix_fmt=self.pix_fmt,
             width=self.size[0],

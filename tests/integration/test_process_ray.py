@@ -117,7 +117,7 @@ class Poison:
 
 
 def test_a_poison_frame_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamdeblur.jobs.process.WorkerRecipe", Poison)
+    monkeypatch.setattr("streamdeblur.jobs.workforce.WorkerRecipe", Poison)
     with pytest.raises(WorkerError, match=r"frame 5 at 0\.\d{3} s of .*a\.mp4 can't be restored") as e:
         process_video(source, tmp_path / "b.mkv", workers=2, model="identity", lossless=True)
     assert "\n" not in str(e.value)
@@ -127,7 +127,7 @@ def test_a_poison_frame_is_named(source: Path, tmp_path: Path, monkeypatch: pyte
 def test_a_poison_frame_is_passed_through_on_request(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamdeblur.jobs.process.WorkerRecipe", Poison)
+    monkeypatch.setattr("streamdeblur.jobs.workforce.WorkerRecipe", Poison)
     summary = process_video(source, tmp_path / "b.mkv", workers=2, model="identity", lossless=True, on_error="bypass")
     assert (summary.frames, summary.restored, summary.bypassed) == (FRAMES, FRAMES - 1, 1)
     for i, (a, b) in enumerate(zip(read_clip(source), read_clip(tmp_path / "b.mkv"), strict=True)):
