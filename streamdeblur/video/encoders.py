@@ -238,11 +238,17 @@ def settings(codec: str, request: EncoderRequest, tags: SourceTags, field_order:
 def variants(
     codec: str, request: EncoderRequest, tags: SourceTags, field_order: FieldOrder
 ) -> Iterator[dict[str, str]]:
-    """Settings to try in turn: FFV1's sliced version 3 does not open at a few pixels' height, version 1 does."""
-    options = settings(codec, request, tags, field_order)
-    yield options
+    """Settings to try in turn.
+
+    FFV1's sliced version 3 does not open at a few pixels' height, and its slices lose the last chroma column of 4:1:1
+    and 4:1:0 at widths that are no multiple of theirs; version 1, without slices, has neither fault.
+    """
     if codec == "ffv1":
+        if max(tags.layout.chroma_shift) < 2:
+            yield settings(codec, request, tags, field_order)
         yield {"level": "1", "coder": "1", "context": "0", "g": "1"}
+        return
+    yield settings(codec, request, tags, field_order)
 
 
 def _refuses(codec: str, layout: Layout, size: tuple[int, int], container: str) -> str | None:
@@ -255,8 +261,9 @@ def _refuses(codec: str, layout: Layout, size: tuple[int, int], container: str) 
         return "the VP9 box of MP4 has no code for 4:4:0"
     if codec == "libx265" and min(size) < 16:
         return "smaller than 16 pixels"
-    if codec == "libsvtav1" and min(size) < 4:
-        return "smaller than 4 pixels"
+    if codec == "libsvtav1" and min(size) < 256:
+        # Its fast presets turn out garbage there (luma PSNR of 11 to 18 dB at 97x65).
+        return "smaller than 256 pixels"
     return None
 
 

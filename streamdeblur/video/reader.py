@@ -10,6 +10,7 @@ Threading: a reader belongs to one thread at a time. FFmpeg's own decoding threa
 from __future__ import annotations
 
 import logging
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -220,7 +221,7 @@ class VideoReader:
         if image_rate is not None:
             self.container = _open_folder(self.path, image_rate)
         else:
-            self.container = open_container(self.path, **_hardware(hardware))
+            self.container = _open_with_hardware(self.path, hardware)
         try:
             self.stream = self._pick(stream)
             # FFmpeg's frame threads conceal the errors of a damaged file in another way at every run; slice threads,
@@ -443,6 +444,8 @@ class VideoReader:
                 if self._dts_lead is None:
                     self._dts_lead = native.dts - native.pts if native.pts is not None else 0
                 native.pts = native.dts - self._dts_lead
+            if native.time_base is None and self.stream.time_base is not None:
+                native.time_base = self.stream.time_base  # PyAV leaves it out of frames that come at the end
             if native.pts is not None and native.time_base and abs(native.pts * native.time_base) > _ABSURD:
                 native.pts = None
             if self._waiting is None:
@@ -513,10 +516,10 @@ class VideoReader:
         text = f"{self.path} breaks {when}: {what}"
         if self.on_error == "fail":
             raise BrokenStream(text, "--on-error bypass keeps what decodes")
-        self.broken = text
-        if text not in self._warned:
-            self._warned.add(text)
-            log.warning("%s; going on with what decodes", text)
+        # One break makes many packets undecodable, and the end of a cut file is found more than once.
+        level = logging.WARNING if self.broken is None else logging.DEBUG
+        log.log(level, "%s; going on with what decodes", text)
+        self.broken = self.broken or text
 
     def _packet_in_range(self, packet: av.Packet[Any]) -> bool:
         if self._from is None:
@@ -587,8 +590,7 @@ class VideoReader:
         else:
             full = layout.model == "gray"  # untagged gray is full range to FFmpeg's own scaler as well
         self._full_range = full
-        blocks: Any = native.side_data  # PyAV's own types have it as a mapping of str
-        side: dict[str, Any] = {d.type.name: d for d in blocks}
+        side = _side_data(native)
         lost = [
             text
             for key, text in {
@@ -722,16 +724,36 @@ def _open_folder(path: str, rate: float) -> av.container.InputContainer:
         raise UnreadableInput(f"images of {path} can't be opened: {reason(e)}") from e
 
 
-def _hardware(name: str | None) -> dict[str, Any]:
-    if name is None:
-        return {}
-    from av.codec.hwaccel import HWAccel
+def _side_data(native: av.VideoFrame) -> dict[str, Any]:
+    """Side data of a frame by the name of its type.
 
+    PyAV gives none of it when one block is of a type that it does not know (the EXIF data of a camera's JPEG); the
+    rotation it tells all the same.
+    """
     try:
-        return {"hwaccel": HWAccel(device_type=name, allow_software_fallback=True)}
-    except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as e:
-        log.warning("hardware decoding with %s is not to be had here (%s): decoding in software", name, reason(e))
-        return {}
+        blocks: Any = native.side_data  # PyAV's own types have it as a mapping of str
+        return {d.type.name: d for d in blocks}
+    except ValueError:
+        turn = math.radians(native.rotation)
+        if not turn:
+            return {}
+        c, s = round(math.cos(turn) * 65536), round(math.sin(turn) * 65536)
+        return {"DISPLAYMATRIX": struct.pack("=9i", c, -s, 0, s, c, 0, 0, 0, 1 << 30)}
+
+
+def _open_with_hardware(path: str, name: str | None) -> av.container.InputContainer:
+    """With a hardware decoder where that opens, else in software with one line."""
+    if name is not None:
+        from av.codec.hwaccel import HWAccel
+
+        try:
+            return open_container(path, hwaccel=HWAccel(device_type=name, allow_software_fallback=True))
+        except (UnreadableInput, av.error.FFmpegError, OSError, ValueError, RuntimeError) as e:
+            why: BaseException = (e.__cause__ or e) if isinstance(e, UnreadableInput) else e
+            software = open_container(path)  # what is wrong with the file itself is said here
+            log.warning("no hardware decoding with %s here (%s): decoding in software", name, reason(why))
+            return software
+    return open_container(path)
 
 
 def open_video(path: str | os.PathLike[str], **options: Any) -> VideoReader:
