@@ -17,6 +17,8 @@ from typing import Any
 
 import av
 import av.error
+import cv2
+import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from streamdeblur.errors import EncoderError, OutputError, UsageError
@@ -98,6 +100,13 @@ def _encode(codec: str, frame: Frame, tags: SourceTags) -> tuple[bytes, str]:
     spec = frame.spec
     color = spec.color
     source = tags.layout
+    if codec == "tiff" and color.model == "rgb" and color.alpha and color.depth in (8, 16):
+        # FFmpeg's TIFF leaves out the tag that says what alpha means, and readers then take colours as premultiplied.
+        r, g, b, a = frame.planes
+        done, data = cv2.imencode(".tif", np.dstack((b, g, r, a)))
+        if not done:
+            raise EncoderError(f"TIFF can't hold {spec.width}x{spec.height} {source.name}", "write .png instead")
+        return data.tobytes(), source.name
     matching = layouts_for(codec, color, source)
     if not matching and codec == "mjpeg" and color.model == "yuv" and color.depth == 8:
         # Limited range under a name that JPEG does not have: the values stay, and are read as limited again.

@@ -9,12 +9,14 @@ Threading: a reader belongs to one thread at a time. FFmpeg's own decoding threa
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
-import math
 import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,8 @@ from typing import Any, Literal
 
 import av
 import av.error
+from av.dictionary import Dictionary
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
 
 from streamdeblur.errors import BrokenStream, UnreadableInput, UsageError
@@ -603,8 +607,8 @@ class VideoReader:
         ]
         display = side.get("DISPLAYMATRIX")
         matrix: tuple[int, ...] | None = None
-        if display is not None and len(bytes(display)) >= 36:
-            matrix = struct.unpack_from("=9i", bytes(display))
+        if display is not None and len(display) >= 36:
+            matrix = struct.unpack_from("=9i", display)
         mastering = side.get("MASTERING_DISPLAY_METADATA")
         light = side.get("CONTENT_LIGHT_LEVEL")
         self._tags = SourceTags(
@@ -615,8 +619,8 @@ class VideoReader:
             transfer=native.color_trc,
             color_range=2 if full and layout.full_range and layout.model != "rgb" else tagged,
             display_matrix=matrix,
-            mastering=parse_mastering_display(bytes(mastering)) if mastering is not None else None,
-            light=parse_content_light(bytes(light)) if light is not None else None,
+            mastering=parse_mastering_display(mastering) if mastering is not None else None,
+            light=parse_content_light(light) if light is not None else None,
             lost=tuple(lost),
         )
         self._shape = (native.width, native.height, name)
@@ -724,21 +728,29 @@ def _open_folder(path: str, rate: float) -> av.container.InputContainer:
         raise UnreadableInput(f"images of {path} can't be opened: {reason(e)}") from e
 
 
-def _side_data(native: av.VideoFrame) -> dict[str, Any]:
-    """Side data of a frame by the name of its type.
+def _side_data(native: av.VideoFrame) -> dict[str, bytes]:
+    """Side data of a frame by the name of its type."""
+    blocks: Any = native.side_data  # PyAV's own types have it as a mapping of str
+    found: dict[str, bytes] = {}
+    for block in blocks:
+        for owned in gc.get_referents(block):
+            if isinstance(owned, Dictionary) and len(owned):
+                # PyAV 18 frees the name of an ICC profile twice, with this wrapper and with the frame, and the process
+                # crashes later. A wrapper that is never freed costs a few bytes a file.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(owned))
+        found[block.type.name] = bytes(block)
+    return found
 
-    PyAV gives none of it when one block is of a type that it does not know (the EXIF data of a camera's JPEG); the
-    rotation it tells all the same.
-    """
-    try:
-        blocks: Any = native.side_data  # PyAV's own types have it as a mapping of str
-        return {d.type.name: d for d in blocks}
-    except ValueError:
-        turn = math.radians(native.rotation)
-        if not turn:
-            return {}
-        c, s = round(math.cos(turn) * 65536), round(math.sin(turn) * 65536)
-        return {"DISPLAYMATRIX": struct.pack("=9i", c, -s, 0, s, c, 0, 0, 0, 1 << 30)}
+
+def _unknown_side_data(kind: type[Enum], value: object) -> Enum:
+    """A member for a type of side data that PyAV has no name for (31, the EXIF data of a camera's picture)."""
+    member = object.__new__(kind)
+    member._name_, member._value_ = f"UNKNOWN_{value}", value
+    return member
+
+
+# Without it PyAV raises while it collects the blocks, and the rotation among them is lost.
+SideDataType._missing_ = classmethod(_unknown_side_data)  # type: ignore[assignment, method-assign]
 
 
 def _open_with_hardware(path: str, name: str | None) -> av.container.InputContainer:
