@@ -163,7 +163,7 @@ def choose(
             if not usable and not widened:
                 tried.append(f"{codec} takes no {source.name}")
             for layout in usable:
-                for options in variants(codec, request, tags, field_order):
+                for options in variants(codec, request, tags, field_order, size):
                     why = _refuses(codec, layout, size, container) or _try_open(codec, layout, size, options)
                     if why is None:
                         notes = tuple(_notes(codec, names[0], layout, source, tags, field_order, tried))
@@ -236,7 +236,7 @@ def settings(codec: str, request: EncoderRequest, tags: SourceTags, field_order:
 
 
 def variants(
-    codec: str, request: EncoderRequest, tags: SourceTags, field_order: FieldOrder
+    codec: str, request: EncoderRequest, tags: SourceTags, field_order: FieldOrder, size: tuple[int, int]
 ) -> Iterator[dict[str, str]]:
     """Settings to try in turn.
 
@@ -248,7 +248,11 @@ def variants(
             yield settings(codec, request, tags, field_order)
         yield {"level": "1", "coder": "1", "context": "0", "g": "1"}
         return
-    yield settings(codec, request, tags, field_order)
+    options = settings(codec, request, tags, field_order)
+    if codec == "libsvtav1" and min(size) < 256:
+        # Its faster presets turn out garbage there (luma PSNR of 11 to 18 dB at 97x65).
+        options["preset"] = str(min(int(options["preset"]), _SVT_PRESET["medium"]))
+    yield options
 
 
 def _refuses(codec: str, layout: Layout, size: tuple[int, int], container: str) -> str | None:
@@ -261,9 +265,8 @@ def _refuses(codec: str, layout: Layout, size: tuple[int, int], container: str) 
         return "the VP9 box of MP4 has no code for 4:4:0"
     if codec == "libx265" and min(size) < 16:
         return "smaller than 16 pixels"
-    if codec == "libsvtav1" and min(size) < 256:
-        # Its fast presets turn out garbage there (luma PSNR of 11 to 18 dB at 97x65).
-        return "smaller than 256 pixels"
+    if codec == "libsvtav1" and min(size) < 4:
+        return "smaller than 4 pixels"
     return None
 
 
