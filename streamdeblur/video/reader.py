@@ -582,6 +582,8 @@ class VideoReader:
             bits = max(c.bits for c in f.components)
             layout = LAYOUTS[nearest(name, is_rgb=f.is_rgb, bits=bits, components=len(f.components))]
             log.warning("%s: pixel format %s is converted to %s", self.path, name, layout.name)
+        if not layout.alpha and any(k.lower() == "alpha_mode" and v == "1" for k, v in self.stream.metadata.items()):
+            log.warning("%s: its alpha plane is left out: FFmpeg's %s decoder reads none", self.path, self.stream.name)
         code = native.colorspace
         if layout.model == "yuv" and code not in _MATRIX_BY_CODE and code not in (0, _UNSPECIFIED):
             log.warning("%s: colour matrix %d (H.273) is unknown here; corrections use BT.709", self.path, code)
