@@ -342,7 +342,9 @@ PROGRAM = """
 
 
 def program(tmp_path: Path, body: str) -> subprocess.Popen[str]:
-    text = textwrap.dedent(PROGRAM).format(root=str(ROOT)) + textwrap.dedent(body)
+    # A test run that a shell put into the background hands SIGINT on as ignored.
+    handler = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    text = handler + textwrap.dedent(PROGRAM).format(root=str(ROOT)) + textwrap.dedent(body)
     path = tmp_path / "program.py"
     path.write_text(text)
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "RAY_ADDRESS")}
