@@ -142,8 +142,19 @@ def check_target(source: str | os.PathLike[str] | None, target: Path, options: P
         for what, path in (("source", source), ("output", target)):
             if path is not None and _same_file(path, options.ledger):
                 raise UsageError(f"ledger {options.ledger} is the {what} itself", "name another file with --ledger")
+        if options.ledger.is_file() and not options.overwrite and not _is_ledger(options.ledger):
+            raise UsageError(f"{options.ledger} exists and is no ledger", "name another file with --ledger")
     if target.exists() and not target.is_dir() and not options.overwrite:
         raise OutputError(f"{target} exists", "--overwrite replaces it, -o writes elsewhere")
+
+
+def _is_ledger(path: Path) -> bool:
+    try:
+        with path.open("rb") as f:
+            start = f.read(16)
+    except OSError:
+        return True  # opening it for writing says why
+    return not start or start.startswith(b'{"type":"header"')
 
 
 def _same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:

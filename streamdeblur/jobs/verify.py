@@ -75,6 +75,8 @@ def verify(
         _compare_pictures(report, a, b, container)
         _compare_chapters(report, a, b)
         chosen = (a.stream.index, b.stream.index)
+        if a.broken:
+            report.notes.append(f"the source itself is broken: {a.broken}")
         if b.broken:
             report.differences.append(b.broken)
     _compare_streams(report, plans, chosen, a, start, duration)
@@ -231,6 +233,10 @@ def _compare_streams(
         copied = [(p, x.index, y.index) for p, x, y in pairs if p.action != "attach" or p.cover]
         if start is not None or duration is not None:
             report.notes.append("packets of the other streams are not compared for a part of a file")
+            for p in absent:
+                # A stream without packets in the range may rightly be absent; sound and pictures have some everywhere.
+                found = report.differences if p.kind in ("audio", "video") else report.notes
+                found.append(f"{p.label} is missing")
             return
         left = _digests(a, {**{x: p for p, x, _ in copied}, **{p.index: p for p in absent}}, convert=True)
         right = _digests(b, {y: p for p, _, y in copied}, convert=False)

@@ -131,7 +131,7 @@ class VideoWriter:
                 info.color,
                 self._size,
                 field_order=info.field_order,
-                supported=frozenset(out.supported_codecs) if self.container_name != "matroska" else None,
+                supported=_takes(self.container_name, out),
                 container=self.container_name,
             )
             for note in self.choice.notes:
@@ -473,6 +473,13 @@ class VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         if kind is not None:
             self.abort()
+
+
+def _takes(container: str, out: av.container.OutputContainer) -> frozenset[str] | None:
+    """Codecs that a container takes, None for any. FFmpeg's own list for MPEG-TS stops at MPEG-2."""
+    if container == "matroska":
+        return None
+    return frozenset(("h264", "hevc")) if container == "mpegts" else frozenset(out.supported_codecs)
 
 
 def check_writable(path: Path, need: int = _RESERVE) -> None:
