@@ -515,7 +515,7 @@ def test_unknown_words_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.xyz"):
         process_video(source, tmp_path / "b.xyz", model="identity")
     with pytest.raises(EncoderError, match="no encoder"):
-        process_video(write_noise_clip(tmp_path / "g.mkv", "gbrp12le", matrix=0, color_range=2),
+        process_video(write_noise_clip(tmp_path / "g.mkv", "gray16le", color_range=2),
                       tmp_path / "b.ts", model="identity")  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "g.mkv"]
 
