@@ -72,9 +72,3 @@ class Channel(Generic[T]):
             if self._error is not None:
                 raise self._error
             return None
-
-    @property
-    def finished(self) -> bool:
-        """True when the producer is done and nothing waits."""
-        with self._changed:
-            return self._done and not self._items

@@ -148,8 +148,8 @@ def choose(
 ) -> EncoderChoice:
     """The first encoder that opens with these frames at this size (width, height).
 
-    Two rounds: first encoders that take the very components, then those that take them after a lossless widening of
-    depth or chroma. Raises EncoderError when none does, naming what was tried.
+    First those that take the very components, then those that take them after a lossless widening of depth or chroma,
+    and in a lossy job FFV1 last of all. Raises EncoderError when none does, naming what was tried.
     """
     source = tags.layout
     tried: list[str] = []

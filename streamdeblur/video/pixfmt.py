@@ -141,7 +141,6 @@ NEAREST: dict[str, str] = {
     "pal8": "bgra",  # a palette has alpha
     "monob": "gray",
     "monow": "gray",
-    "gray8a": "ya8",
     "xyz12le": "rgb48le",
     "xyz12be": "rgb48le",
     "x2rgb10le": "gbrp10le",

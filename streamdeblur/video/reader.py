@@ -554,11 +554,10 @@ class VideoReader:
         native = self._conform(native)
         self._first_index = index + 1
         layout = self._tags.layout
-        matrix = guess_matrix(native.colorspace, native.height)
         spec = FrameSpec(
             native.width,
             native.height,
-            layout.color(self._matrix or matrix, self._full_range),
+            layout.color(self._matrix, self._full_range),
             self._field_order(native),
         )
         pts = native.pts
@@ -570,7 +569,7 @@ class VideoReader:
             self._first_items = [frame]
         return frame
 
-    _matrix: str | None = None
+    _matrix = "bt709"
     _full_range = False
 
     def _learn(self, native: av.VideoFrame) -> None:
@@ -626,7 +625,6 @@ class VideoReader:
             lost=tuple(lost),
         )
         self._shape = (native.width, native.height, name)
-        self._native_name = name
 
     def _conform(self, native: av.VideoFrame) -> av.VideoFrame:
         """The frame in the stream's layout; a change of size or format in mid-stream fails, or is scaled away."""

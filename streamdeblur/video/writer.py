@@ -28,7 +28,7 @@ from streamdeblur.errors import DiskFull, EncoderError, OutputError, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.video import matroska
 from streamdeblur.video.encoders import EncoderChoice, EncoderRequest, choose, configure
-from streamdeblur.video.pixfmt import LAYOUTS, component_views, write_components
+from streamdeblur.video.pixfmt import component_views, write_components
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader, reason
 from streamdeblur.video.streams import (
     StreamPlan,
@@ -84,7 +84,7 @@ class VideoWriter:
     """Writes one restored stream and everything else of its source.
 
     path: the final name; reader: the open source, whose tags, streams, chapters and metadata are kept.
-    request: encoder, quality and so on. notes: what the run should say (also logged as warnings).
+    request: encoder, quality and so on. What can't be kept is logged as warnings, a line each.
 
     ``write`` takes frames in order, ``copy`` packets of other streams as they come; ``finish`` flushes, syncs and
     renames; ``abort`` removes what there is. Errors: OutputError, EncoderError, DiskFull.
@@ -95,7 +95,6 @@ class VideoWriter:
         self.partial = partial_path(self.path)
         self.container_name = muxer_for(self.path)
         self.frames_written = 0
-        self.last_pts: Fraction | None = None
         self._reader = reader
         self._open: av.container.OutputContainer | None = None
         self._finished = False
@@ -324,7 +323,6 @@ class VideoWriter:
             at = float(frame.pts * frame.time_base)
             text = f"frame {frame.index} has a timestamp ({at:.3f} s) not after the one before it"
             self._once(f"{text}: it and others like it are moved on by a tick", key="moved")
-        self.last_pts = stamp * self._time_base
         return stamp
 
     def copy(self, item: CopyPacket) -> None:
@@ -537,8 +535,3 @@ def _movie_timescale(time_base: Fraction, reader: VideoReader) -> int:
             if both <= 10_000_000:
                 scale = both
     return min(scale, 2**31 - 1)
-
-
-def same_layout(name: str) -> bool:
-    """True when frames of this pixel format are handled without conversion."""
-    return name in LAYOUTS
