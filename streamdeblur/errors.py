@@ -12,6 +12,7 @@
     ├── WeightsError             a checkpoint is missing, foreign, truncated or of another network
     ├── DeviceError              the device, precision or memory asked for is not there
     ├── WorkerError              a worker failed for good, or one frame kills every worker
+    ├── TrainingError            a training run diverged or can't go on
     ├── MismatchError            output and input disagree (verify, ledger)
     └── Interrupted              Ctrl-C or SIGTERM
 
@@ -86,6 +87,10 @@ class DeviceError(StreamdeblurError):
 
 class WorkerError(StreamdeblurError):
     """A worker failed for good, or one frame kills every worker that takes it."""
+
+
+class TrainingError(StreamdeblurError):
+    """A training run diverged, or can't be continued."""
 
 
 class MismatchError(StreamdeblurError):

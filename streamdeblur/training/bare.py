@@ -1,0 +1,82 @@
+"""``python -m streamdeblur.training.bare RECIPE.json -o RUN``: train where only torch, numpy and safetensors are.
+
+RECIPE.json is the ``recipe.json`` of a run or what ``streamdeblur train --print-recipe`` prints; its crops and
+validation sets must be shards (``streamdeblur prepare``), their paths relative to the current folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from streamdeblur.errors import StreamdeblurError
+from streamdeblur.restore.engine import resolve_device
+from streamdeblur.training.batches import ShardBatches
+from streamdeblur.training.recipe import Recipe
+from streamdeblur.training.shards import Shard
+from streamdeblur.training.trainer import Progress, Trainer
+from streamdeblur.training.validation import Scores
+
+log = logging.getLogger("streamdeblur.training.bare")
+
+
+class _Log:
+    """Lines on stderr, and JSON lines in the run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def on_progress(self, progress: Progress) -> None:
+        p = progress
+        log.info(
+            "step %d/%d loss %.5f rate %.2e norm %.2f %.1f images/s waiting %.0f %% %.0f s",
+            *(p.step, p.steps, p.loss, p.rate, p.norm, p.images_per_second, 100 * p.waiting, p.seconds),
+        )
+        self._file.write(json.dumps(dataclasses.asdict(p)) + "\n")
+
+    def on_validation(self, step: int, scores: Scores) -> None:
+        values = {k: round(v, 3) for k, v in scores.as_dict().items()}
+        log.info("validation at step %d: %s", step, values)
+        self._file.write(json.dumps({"step": step, "validation": values}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m streamdeblur.training.bare", description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the run; one that exists goes on")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-minutes", type=float, default=None)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    try:
+        recipe = Recipe.from_json(given.recipe.read_text(encoding="utf-8"))
+        device = resolve_device(given.device)
+        batches = ShardBatches(recipe.data, seed=recipe.seed, device=device)
+        sets = [(s.name, Shard(s.path).pairs) for s in recipe.validation.sets]
+        observer = _Log(given.output)
+        trainer = Trainer(recipe, given.output, batches, validation=sets, observers=[observer], device=device)
+        outcome = trainer.train(given.max_minutes)
+        batches.close()
+        observer.close()
+    except (StreamdeblurError, OSError, ValueError, KeyError, TypeError) as e:
+        log.error("error: %s", e)
+        return getattr(e, "exit_code", 1)
+    if device.type == "cuda":
+        log.info("largest memory %.1f GiB", torch.cuda.max_memory_allocated(device) / 2**30)
+    log.info("stopped at step %d%s", outcome.step, f": {outcome.stopped}" if outcome.stopped else "")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

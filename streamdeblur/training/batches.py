@@ -1,0 +1,175 @@
+"""Which crops a step sees: a function of seed, step and process alone, so that a resumed run sees what it would have.
+
+Sources give uint8 crops; ``augment`` cuts, flips and rotates them on the device.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamdeblur.errors import UsageError
+from streamdeblur.training.recipe import Data
+from streamdeblur.training.shards import count_pairs, find_shards, load_crops
+
+#: Streams of random numbers that must not meet.
+_ORDER, _AUGMENT = 1, 2
+
+
+class Batches(Protocol):
+    """Gives the crops of each step."""
+
+    @property
+    def samples(self) -> int:
+        """Crops in an epoch."""
+
+    def start(self, step: int) -> Iterator[Tensor]:
+        """For every step from ``step`` on: uint8 (batch, 2, 3, S, S), blurred and sharp, on any device.
+
+        S is the crop size or larger, the same for all.
+        """
+
+    def close(self) -> None:
+        """End threads and processes."""
+
+
+def generator(seed: int, *stream: int) -> np.random.Generator:
+    """Random numbers that depend on ``seed`` and the numbers after it alone."""
+    return np.random.default_rng(np.random.SeedSequence([seed, *stream]))
+
+
+class ShardBatches:
+    """Crops from prepared shards, decoded once and then held, on ``device``.
+
+    As many shards are held at a time as ``Data.memory_gb`` takes; the next group is read while this one is used. Every
+    epoch shuffles the shards, and the crops within each group.
+    """
+
+    def __init__(
+        self, data: Data, *, seed: int, rank: int = 0, world: int = 1, device: torch.device | None = None
+    ) -> None:
+        self._data, self._seed, self._rank, self._world = data, seed, rank, world
+        self._device = device or torch.device("cpu")
+        self._files = find_shards(data.shards)
+        self._counts = count_pairs(self._files)
+        size = load_crops(self._files[:1], 1)[0].shape[-1] if self._counts else 0
+        if size < data.crop:
+            raise UsageError(
+                f"crops in {self._files[0]} are {size} px, below the crop of {data.crop}", "prepare larger"
+            )
+        per_crop = 6 * size * size
+        self._capacity = max(1, int(data.memory_gb * 2**30 / per_crop))
+        if self.samples < data.batch * world:
+            raise UsageError(
+                f"{self.samples} crops in the shards are fewer than a batch of {data.batch} for {world} processes"
+            )
+        self._threads = max(1, torch.get_num_threads())
+        self._held: dict[tuple[Path, ...], Future[Tensor]] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards")
+
+    @property
+    def samples(self) -> int:
+        return sum(self._counts)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._held.clear()
+
+    def _groups(self, epoch: int) -> list[list[int]]:
+        """Shard numbers in the order of that epoch, cut into what is held together."""
+        if self.samples <= self._capacity:
+            return [list(range(len(self._files)))]
+        groups: list[list[int]] = [[]]
+        room = self._capacity // 2  # this group and the next
+        for k in generator(self._seed, _ORDER, epoch).permutation(len(self._files)).tolist():
+            if groups[-1] and sum(self._counts[i] for i in groups[-1]) + self._counts[k] > room:
+                groups.append([])
+            groups[-1].append(k)
+        return groups
+
+    def _crops(self, group: Sequence[int]) -> Future[Tensor]:
+        key = tuple(self._files[k] for k in group)
+        with self._lock:
+            if key not in self._held:
+                self._held[key] = self._pool.submit(lambda: load_crops(key, self._threads).to(self._device))
+            return self._held[key]
+
+    def _drop_all_but(self, groups: Sequence[Sequence[int]]) -> None:
+        keep = {tuple(self._files[k] for k in g) for g in groups}
+        with self._lock:
+            for key in [k for k in self._held if k not in keep]:
+                del self._held[key]
+
+    def start(self, step: int) -> Iterator[Tensor]:
+        share = self._data.batch * self._world
+        per_epoch = self.samples // share
+        while True:
+            epoch, inside = divmod(step, per_epoch)
+            groups = self._groups(epoch)
+            done = 0
+            carry: list[Tensor] = []
+            for number, group in enumerate(groups):
+                count = sum(self._counts[k] for k in group)
+                order = generator(self._seed, _ORDER, epoch, number).permutation(count)
+                # A batch may straddle two groups, so that no crop is left out but the last few of an epoch.
+                first, last = done, done + count
+                done = last
+                if last <= inside * share and number + 1 < len(groups):
+                    continue
+                following = groups[number + 1] if number + 1 < len(groups) else self._groups(epoch + 1)[0]
+                crops = self._crops(group)
+                self._drop_all_but([group, following])
+                if following != group:
+                    self._crops(following)
+                position = max(first, inside * share)
+                while position < last and inside < per_epoch:
+                    end = min(last, (inside + 1) * share)
+                    picks = order[position - first : end - first]
+                    carry.append(crops.result()[torch.from_numpy(picks)])
+                    position = end
+                    if end == (inside + 1) * share:
+                        whole = torch.cat(carry) if len(carry) > 1 else carry[0]
+                        carry = []
+                        yield whole[self._rank * self._data.batch : (self._rank + 1) * self._data.batch]
+                        inside += 1
+            step = (epoch + 1) * per_epoch
+
+
+def augment(
+    crops: Tensor, data: Data, *, seed: int, step: int, rank: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """A step's batch: blurred and sharp, float32 (batch, 3, crop, crop) in [0, 1], channels_last, on ``device``.
+
+    Cuts at random, flips, rotates by quarter turns, and replaces a share of the blurred crops by the sharp ones.
+    """
+    crops = crops.to(device, non_blocking=True)
+    rng = generator(seed, _AUGMENT, step, rank)
+    margin = crops.shape[-1] - data.crop
+    out = []
+    for crop in crops:
+        y, x = rng.integers(0, margin + 1, 2).tolist()
+        horizontal, vertical, turns, sharp = rng.random(4).tolist()
+        piece = crop[..., y : y + data.crop, x : x + data.crop]
+        axes = [
+            axis
+            for axis, wanted in (
+                (-1, data.flips != "none" and horizontal < 0.5),
+                (-2, data.flips == "both" and vertical < 0.5),
+            )
+            if wanted
+        ]
+        piece = piece.flip(axes) if axes else piece
+        if data.rotations:
+            piece = piece.rot90(int(turns * 4), (-2, -1))
+        out.append(piece[1:].expand_as(piece) if sharp < data.sharp_share else piece)
+    batch = torch.stack(out).to(torch.float32).div_(255)
+    blur, sharp_side = batch.unbind(1)
+    return tuple(t.contiguous(memory_format=torch.channels_last) for t in (blur, sharp_side))  # type: ignore[return-value]

@@ -1,0 +1,115 @@
+"""Recipe → crops: prepared shards, or sources sampled on the fly by worker processes."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamdeblur.training.batches import Batches, ShardBatches, generator
+from streamdeblur.training.codec import Picture
+from streamdeblur.training.pairs import find_pairs, read_pair
+from streamdeblur.training.recipe import Data, Recipe, Source
+from streamdeblur.training.shards import SUFFIX, Shard
+from streamdeblur.training.synthesis.sources import CropSource, PairsSource, open_source
+from streamdeblur.training.validation import Pairs
+
+#: Stream of random numbers of the sources (``batches`` has others).
+_SAMPLE = 3
+
+
+class Mixture:
+    """Several sources as one, drawn from by their shares; sample ``index`` is a function of seed and index alone."""
+
+    def __init__(self, sources: Sequence[Source], size: int, seed: int) -> None:
+        self.sources: list[CropSource] = [open_source(s.kind, s.path, **s.options) for s in sources]
+        self._edges = list(itertools.accumulate(s.share for s in sources))
+        self._size, self._seed = size, seed
+
+    @property
+    def images(self) -> int:
+        """Pairs on disk: an epoch, where all sources are folders of pairs."""
+        return sum(len(s) for s in self.sources if isinstance(s, PairsSource))
+
+    def sample(self, index: int) -> tuple[str, Picture, Picture]:
+        """Name of its source, blurred and sharp crop."""
+        rng = generator(self._seed, _SAMPLE, index)
+        position = float(rng.random()) * self._edges[-1]
+        source = self.sources[min(bisect.bisect_right(self._edges, position), len(self.sources) - 1)]
+        return source.name, *source.sample(rng, self._size)
+
+
+class _Samples(torch.utils.data.Dataset[Tensor]):
+    def __init__(self, mixture: Mixture) -> None:
+        self._mixture = mixture
+
+    def __getitem__(self, index: int) -> Tensor:
+        _, blur, sharp = self._mixture.sample(index)
+        return torch.from_numpy(np.stack((blur, sharp))).permute(0, 3, 1, 2)
+
+
+class SampledBatches:
+    """Crops made on the fly by ``Data.workers`` processes (0: in this one). An epoch counts the images of the pairs."""
+
+    def __init__(self, data: Data, *, seed: int, rank: int = 0, world: int = 1) -> None:
+        self._data, self._rank, self._world = data, rank, world
+        self._mixture = Mixture(data.sources, data.crop, seed)
+        self._iterators: list[Any] = []
+
+    @property
+    def samples(self) -> int:
+        return max(self._mixture.images, self._data.batch * self._world)
+
+    def start(self, step: int) -> Iterator[Tensor]:
+        # Endless on purpose: the trainer takes as many steps as it wants.
+        share = self._data.batch * self._world
+        order = itertools.chain.from_iterable(
+            range(s * share + self._rank * self._data.batch, s * share + (self._rank + 1) * self._data.batch)
+            for s in itertools.count(step)
+        )
+        loader: torch.utils.data.DataLoader[Tensor] = torch.utils.data.DataLoader(
+            _Samples(self._mixture),
+            batch_size=self._data.batch,
+            sampler=order,
+            num_workers=self._data.workers,
+            prefetch_factor=4 if self._data.workers else None,
+            worker_init_fn=one_thread,
+        )
+        yield from loader
+
+    def close(self) -> None:
+        pass
+
+
+def one_thread(worker: int) -> None:
+    """Keep a loader's process to one core."""
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def open_batches(recipe: Recipe, *, rank: int = 0, world: int = 1, device: torch.device | None = None) -> Batches:
+    """What feeds a run. ``device``: where prepared crops are held."""
+    if recipe.data.shards:
+        return ShardBatches(recipe.data, seed=recipe.seed, rank=rank, world=world, device=device)
+    return SampledBatches(recipe.data, seed=recipe.seed, rank=rank, world=world)
+
+
+def open_validation(recipe: Recipe) -> list[tuple[str, Pairs]]:
+    """The validation sets of a recipe: shards of whole images, or folders of pairs. Missing data is found here."""
+    return [(s.name, _pairs(Path(s.path), s.limit)) for s in recipe.validation.sets]
+
+
+def _pairs(path: Path, limit: int) -> Pairs:
+    if path.suffix == SUFFIX:
+        shard = Shard(path)
+        return lambda: itertools.islice(shard.pairs(), limit or None)
+    found = find_pairs(path, split="test")[: limit or None]
+    return lambda: ((p.name, *read_pair(p)) for p in found)

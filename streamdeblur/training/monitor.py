@@ -1,0 +1,88 @@
+"""Observers of a run: a log in JSON lines, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from streamdeblur.training.trainer import Progress
+from streamdeblur.training.validation import Scores
+
+log = logging.getLogger(__name__)
+
+
+class JsonLog:
+    """Appends one JSON object a line to ``log.jsonl`` of the run: progress and validations, as they come."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def on_progress(self, progress: Progress) -> None:
+        p = progress
+        self._write(
+            step=p.step,
+            loss=p.loss,
+            **p.parts,
+            rate=p.rate,
+            norm=p.norm,
+            images_per_second=p.images_per_second,
+            waiting=p.waiting,
+            seconds=p.seconds,
+        )
+
+    def on_validation(self, step: int, scores: Scores) -> None:
+        self._write(step=step, validation={k: round(v, 4) for k, v in scores.as_dict().items()})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, **values: Any) -> None:
+        plain = {k: float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in values.items()}
+        self._file.write(json.dumps(plain) + "\n")
+
+
+class TensorBoard:
+    """Curves, and strips of validation crops (blurred, restored, sharp), under ``tensorboard`` of the run."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def on_progress(self, progress: Progress) -> None:
+        p = progress
+        values = {
+            "train/loss": p.loss,
+            **{f"train/{k}": v for k, v in p.parts.items()},
+            "train/rate": p.rate,
+            "train/gradient_norm": p.norm,
+            "speed/images_per_second": p.images_per_second,
+            "speed/waiting_for_data": p.waiting,
+        }
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, p.step)
+
+    def on_validation(self, step: int, scores: Scores) -> None:
+        for key, value in scores.as_dict().items():
+            self._writer.add_scalar(f"validation/{key}", value, step)
+        for strip in scores.strips:
+            self._writer.add_image(f"validation/{strip.name}", strip.picture, step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def open_observers(folder: Path, *, tensorboard: bool = True) -> list[JsonLog | TensorBoard]:
+    """The log, and TensorBoard unless it is not installed (said once) or not wanted."""
+    observers: list[JsonLog | TensorBoard] = [JsonLog(folder)]
+    if tensorboard:
+        try:
+            observers.append(TensorBoard(folder))
+        except ImportError:
+            log.warning("no TensorBoard curves: pip install 'streamdeblur[train]' brings it")
+    return observers

@@ -1,0 +1,105 @@
+"""Crops made beforehand and kept in shards, so that training needs neither the footage nor time for synthesis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamdeblur.errors import OutputError
+from streamdeblur.training.codec import Picture
+from streamdeblur.training.feeds import Mixture, one_thread
+from streamdeblur.training.pairs import find_pairs, read_pair
+from streamdeblur.training.recipe import Preparation
+from streamdeblur.training.shards import SUFFIX, ShardWriter
+from streamdeblur.version import __version__
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written."""
+
+    files: tuple[Path, ...]
+    pairs: int
+    by_source: dict[str, int]
+    bytes: int
+
+
+class _Crops(torch.utils.data.Dataset[tuple[str, Picture, Picture]]):
+    def __init__(self, mixture: Mixture, count: int) -> None:
+        self._mixture, self._count = mixture, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[str, Picture, Picture]:
+        return self._mixture.sample(index)
+
+
+def prepare_crops(
+    recipe: Preparation,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Prepared:
+    """Make ``recipe.count`` crops from its sources and write them to shards in ``folder``; the same for the same seed.
+
+    Raises OutputError if shards lie there already and ``overwrite`` is not set.
+    """
+    _clear(folder, overwrite)
+    mixture = Mixture(recipe.sources, recipe.size, recipe.seed)
+    loader = torch.utils.data.DataLoader(
+        _Crops(mixture, recipe.count),
+        batch_size=None,
+        num_workers=recipe.workers,
+        prefetch_factor=8 if recipe.workers else None,
+        worker_init_fn=one_thread,
+        collate_fn=_as_it_is,
+    )
+    about = {"recipe": json.dumps(asdict(recipe)), "created_by": f"streamdeblur {__version__}"}
+    counts: dict[str, int] = {}
+    with ShardWriter(folder, quality=recipe.quality, part_mib=recipe.part_mib, about=about) as writer:
+        for done, (source, blur, sharp) in enumerate(loader, start=1):
+            writer.add(blur, sharp, f"{source}/{done - 1}")
+            counts[source] = counts.get(source, 0) + 1
+            if progress is not None:
+                progress(done, recipe.count)
+    return _result(writer, counts)
+
+
+def prepare_pairs(
+    pairs: Path, folder: Path, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Prepared:
+    """Whole pairs, losslessly, as one shard: a validation set for machines that have no files."""
+    target = folder / f"{pairs.name}-00000{SUFFIX}"
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target} exists", "--overwrite replaces it")
+    found = find_pairs(pairs, split="test")
+    with ShardWriter(folder, pairs.name, quality=0, part_mib=2**20) as writer:
+        for done, pair in enumerate(found, start=1):
+            writer.add(*read_pair(pair), pair.name)
+            if progress is not None:
+                progress(done, len(found))
+    return _result(writer, {pairs.name: len(found)})
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _clear(folder: Path, overwrite: bool) -> None:
+    there = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+    if there and not overwrite:
+        raise OutputError(f"{folder} holds {len(there)} shards", "--overwrite replaces them")
+    for path in there:
+        path.unlink()
+
+
+def _result(writer: ShardWriter, counts: dict[str, int]) -> Prepared:
+    files = tuple(writer.written)
+    return Prepared(files, sum(counts.values()), counts, sum(p.stat().st_size for p in files))

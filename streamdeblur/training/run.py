@@ -1,0 +1,74 @@
+"""One training run from its recipe: feeds, validation, process group and observers put together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from streamdeblur.restore.engine import resolve_device
+from streamdeblur.training.feeds import open_batches, open_validation
+from streamdeblur.training.monitor import open_observers
+from streamdeblur.training.recipe import Recipe
+from streamdeblur.training.trainer import Observer, Outcome, Trainer
+
+
+def run_training(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    max_minutes: float | None = None,
+    tensorboard: bool = True,
+    observers: Sequence[Observer] = (),
+) -> Outcome:
+    """Train, or go on with the run in ``folder``. Under ``torchrun`` (or Ray Train) every process calls this alike.
+
+    device: "auto", "cpu", "cuda", "cuda:N"; with several processes each takes the GPU of its local rank.
+    threads: CPU threads of the network. Raises what ``Trainer`` and the feeds raise.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with process_group(device) as place:
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        cache = place if place.type == "cuda" else None
+        batches = open_batches(recipe, rank=rank, world=world, device=cache)
+        own: list[Observer] = list(open_observers(folder, tensorboard=tensorboard)) if rank == 0 else []
+        try:
+            trainer = Trainer(
+                recipe,
+                folder,
+                batches,
+                validation=open_validation(recipe) if rank == 0 or recipe.validation.sets else (),
+                observers=[*own, *observers],
+                device=place,
+            )
+            return trainer.train(max_minutes)
+        finally:
+            batches.close()
+            for observer in own:
+                observer.close()
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[torch.device]:
+    """This process's device, inside the process group that ``torchrun`` describes, if it does and none exists yet."""
+    place = resolve_device(device)
+    mine = False
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        mine = True
+    if dist.is_initialized() and place.type == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    try:
+        yield place
+    finally:
+        if mine:
+            dist.destroy_process_group()

@@ -1,0 +1,511 @@
+"""The training loop. Needs torch, numpy and safetensors, nothing else: it travels to bare machines.
+
+A run is a folder: ``recipe.json``, ``last/`` (the state to resume from), ``best.safetensors`` (averaged weights of the
+best validation), ``last.safetensors``, ``log.jsonl``. Everything random is a function of the seed and the step, so N
+steps straight and N/2 steps twice give the same weights, to the bit on the CPU (with one number of threads).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from streamdeblur.errors import StreamdeblurError, TrainingError, UsageError
+from streamdeblur.models import registry
+from streamdeblur.models.checkpoint import Metadata, save_checkpoint
+from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig, network_from_state
+from streamdeblur.models.random_weights import random_state
+from streamdeblur.restore.engine import resolve_precision
+from streamdeblur.training.batches import Batches, augment
+from streamdeblur.training.losses import DeblurLoss
+from streamdeblur.training.recipe import Recipe
+from streamdeblur.training.schedule import rate_factor
+from streamdeblur.training.state import has_state, load_state, save_state
+from streamdeblur.training.validation import Pairs, Scores, validate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A snapshot of a run. step: steps done; loss, parts, rate, norm: means since the last snapshot.
+
+    images_per_second over all processes; waiting: share of the time spent waiting for data.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    parts: dict[str, float]
+    rate: float
+    norm: float
+    images_per_second: float
+    waiting: float
+    seconds: float
+    best: float | None
+
+
+class Observer(Protocol):
+    """Told what happens, on the main process only."""
+
+    def on_progress(self, progress: Progress) -> None: ...
+
+    def on_validation(self, step: int, scores: Scores) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of ``train`` ended. finished: all steps are done; stopped: why not, else ""."""
+
+    step: int
+    finished: bool
+    stopped: str
+    scores: Scores | None
+    best: float | None
+    folder: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is. device: where it trains."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+def architecture(recipe: Recipe) -> MIMOUNetConfig:
+    """The network that a recipe trains. Raises UsageError for a variant without one or a wrong switch."""
+    variant = registry.resolve(recipe.model)
+    if variant.config is None or variant.ensemble:
+        raise UsageError(f"model {recipe.model} is not trained", "train mimo-unet, -small or -plus")
+    try:
+        return recipe.config(variant.config)
+    except ValueError as e:
+        raise UsageError(f"architecture of {recipe.model}: {e}") from e
+
+
+def initial_network(recipe: Recipe) -> MIMOUNet:
+    """The network before the first step: from ``recipe.start``, else random from ``recipe.seed``; float32, CPU."""
+    config = architecture(recipe)
+    if recipe.start:
+        state, metadata = registry.read_weights(recipe.start)
+        different = metadata.config.differences(config)
+        if different:
+            raise UsageError(
+                f"{recipe.start} has another architecture: {', '.join(different)} in the recipe",
+                "set model and architecture to what the checkpoint holds",
+            )
+        return network_from_state(config, state)
+    if recipe.init == "scaled":
+        return network_from_state(config, random_state(config, recipe.seed))
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return MIMOUNet(config)
+
+
+class Averaged:
+    """An exponential moving average of a network's parameters, in float32, with a network of its own to run it.
+
+    The decay rises as (1 + n) / (10 + n) over the updates, so that an early average does not hold the beginning.
+    """
+
+    def __init__(self, net: MIMOUNet, decay: float) -> None:
+        self.decay = decay
+        self.net = network_from_state(net.config, {k: v.detach().clone() for k, v in net.state_dict().items()})
+        self.net.requires_grad_(False)
+        self._mine: list[Tensor] = list(self.net.parameters())
+        self._source: list[Tensor] = list(net.parameters())
+
+    @torch.no_grad()
+    def update(self, updates: int) -> None:
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        torch._foreach_lerp_(self._mine, self._source, 1 - decay)
+
+
+class _Stop:
+    """Whether to stop after this step: SIGTERM or SIGINT, or the time is up. Signals only on the main thread."""
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._signal = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:  # asked twice: now
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def reason(self, world: World) -> str:
+        """Why to stop, "" to go on; the same on every process."""
+        code = self._signal or (1000 if self._deadline is not None and time.monotonic() >= self._deadline else 0)
+        if world.size > 1:
+            flag = torch.tensor([code], device=world.device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            code = int(flag)
+        return "" if not code else "the time is up" if code == 1000 else signal.Signals(code).name
+
+
+class Trainer:
+    """One run in one process (of several under ``torch.distributed``, whose process group exists already).
+
+    recipe: with paths that exist. folder: of the run; an existing state in it is resumed. batches: gives the crops.
+    validation: name and pairs of every set. observers: told on the main process.
+
+    Raises UsageError for a recipe that does not fit the run in the folder, TrainingError when the loss is no number.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        batches: Batches,
+        *,
+        validation: Sequence[tuple[str, Pairs]] = (),
+        observers: Sequence[Observer] = (),
+        device: torch.device | str = "cpu",
+    ) -> None:
+        device = torch.device(device)
+        several = dist.is_available() and dist.is_initialized()
+        self.world = World(dist.get_rank(), dist.get_world_size(), device) if several else World(0, 1, device)
+        self.recipe = recipe.resolved(batches.samples, self.world.size)
+        self.folder = folder
+        self._batches, self._validation = batches, validation
+        self._observers = observers if self.world.main else ()
+        net = initial_network(recipe)
+        self._dtype = resolve_precision(recipe.precision, device, net)
+        self.net = net.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.averaged = Averaged(self.net, recipe.optimizer.ema)
+        o = recipe.optimizer
+        kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
+        self._optimizer = kind(
+            self.net.parameters(),
+            lr=o.lr,
+            betas=o.betas,
+            weight_decay=o.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
+        self._loss = DeblurLoss(recipe.loss.msfr_weight, recipe.loss.msfr)
+        self.step = 0
+        self.best: float | None = None
+        self._warm_from: int | None = None
+        self._resume()
+        self._run = self._prepare()
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        last = self.folder / "last"
+        if self.world.main:
+            has_state(last)  # finishes a cut-off replacement, before the others look
+        if self.world.size > 1:
+            dist.barrier()
+        if not has_state(last):
+            return
+        tensors, values = load_state(last)
+        if values["architecture"] != asdict(self.net.config):
+            raise UsageError(
+                f"{self.folder} holds a run of another architecture than the recipe's", "choose another folder"
+            )
+        self._say_changes(values["recipe"])
+        self.step, self.best = values["step"], values["best"]
+        self.net.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
+        self.averaged.net.load_state_dict(
+            {k.removeprefix("ema/"): v for k, v in tensors.items() if k.startswith("ema/")}
+        )
+        if any(k.startswith("exp_avg/") for k in tensors):
+            for name, parameter in self.net.named_parameters():
+                self._optimizer.state[parameter] = {
+                    "step": tensors["optimizer_step"].clone(),
+                    **{
+                        # In the memory layout of the parameter: fused Adam walks both side by side.
+                        key: torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{key}/{name}"])
+                        for key in ("exp_avg", "exp_avg_sq")
+                    },
+                }
+            if self.world.device.type == "cuda":  # fused Adam wants its counters there
+                for entry in self._optimizer.state.values():
+                    entry["step"] = entry["step"].to(self.world.device)
+        else:
+            self._warm_from = self.step
+        if values.get("scaler"):
+            self._scaler.load_state_dict(values["scaler"])
+        torch.set_rng_state(tensors["rng"].to(torch.uint8))
+
+    def _say_changes(self, before: dict[str, Any]) -> None:
+        now = asdict(self.recipe)
+        if self.world.main:
+            for key in now:
+                old = before.get(key)
+                if old != _plain(now[key]):
+                    log.warning("resumed with another %s than before: %s, was %s", key, _plain(now[key]), old)
+
+    def save(self) -> None:
+        """Write the state and the averaged weights. On the main process; the others do nothing."""
+        if not self.world.main:
+            return
+        tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in self.net.state_dict().items()}
+        tensors |= {f"ema/{k}": v for k, v in self.averaged.net.state_dict().items()}
+        for name, parameter in self.net.named_parameters():
+            moments = self._optimizer.state.get(parameter)
+            if moments and self.recipe.state.moments:
+                tensors |= {f"{key}/{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+                tensors["optimizer_step"] = moments["step"]
+        tensors["rng"] = torch.get_rng_state()
+        values = {
+            "step": self.step,
+            "best": self.best,
+            "architecture": asdict(self.net.config),
+            "recipe": _plain(asdict(self.recipe)),
+            "scaler": self._scaler.state_dict(),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_state(self.folder / "last", tensors, values, self.recipe.state)
+        self._checkpoint(self.folder / "last.safetensors", None)
+
+    def _checkpoint(self, path: Path, scores: Scores | None) -> None:
+        r = self.recipe
+        note = ""
+        if scores is not None:
+            note = "mean of " + ", ".join(f"{s.name} {s.restored:.2f} dB ({s.gain:+.2f})" for s in scores.sets)
+            note += "" if scores.sharp is None else f"; sharp images against themselves {scores.sharp:.2f} dB"
+        metadata = Metadata(
+            variant=r.model,
+            config=self.net.config,
+            training_data=r.training_data,
+            recipe=f"{self.step} steps of {r.data.batch * self.world.size} crops of {r.data.crop} px, "
+            f"{r.optimizer.name}, peak learning rate {r.optimizer.lr:g}, {r.schedule.kind}, "
+            f"MSFR weight {r.loss.msfr_weight:g}, averaged with decay {r.optimizer.ema:g}",
+            score=None if scores is None else round(scores.score, 4),
+            score_note=note,
+            licence=r.licence,
+        )
+        weights = {k: v.to(torch.bfloat16) for k, v in self.averaged.net.state_dict().items()}
+        save_checkpoint(path, weights, metadata)
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        net: nn.Module = self.net
+        if self.world.size > 1:
+            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
+            net = nn.parallel.DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)
+        return torch.compile(net) if self.recipe.compile else net
+
+    def _rate(self) -> float:
+        factor = rate_factor(self.recipe.schedule, self.step)
+        if self._warm_from is not None:  # no moments came with the state: let Adam gather new ones first
+            factor *= min(1.0, (self.step - self._warm_from + 1) / (self.recipe.schedule.warmup + 1))
+        return self.recipe.optimizer.lr * factor
+
+    def _train_step(self, blur: Tensor, sharp: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        rate = self._rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        device = self.world.device.type
+        with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
+            outputs = self._run(blur)
+        loss, parts = self._loss(outputs, sharp)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        clip = self.recipe.optimizer.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), clip, foreach=True)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.averaged.update(self.step)
+        return loss.detach(), parts, norm.detach()
+
+    def train(self, max_minutes: float | None = None) -> Outcome:
+        """Run to the last step, or until the time is up or a signal comes; the state is saved in every case."""
+        r, world = self.recipe, self.world
+        started = time.monotonic()
+        scores: Scores | None = None
+        stopped = ""
+        torch.manual_seed(r.seed) if self.step == 0 else None
+        (self.folder).mkdir(parents=True, exist_ok=True)
+        if world.main:
+            (self.folder / "recipe.json").write_text(r.to_json(), encoding="utf-8")
+        meter = _Meter()
+        pending: tuple[Tensor, Tensor, Tensor] | None = None
+        with _Stop(max_minutes) as stop, contextlib.closing(_Ahead(self._feed())) as feed:
+            while self.step < r.steps:
+                waited = time.monotonic()
+                blur, sharp = next(feed)
+                meter.waited += time.monotonic() - waited
+                loss, parts, norm = self._train_step(blur, sharp)
+                # The loss of the step before is looked at while the device works on this one.
+                self._check(pending)
+                pending = (loss, blur, sharp)
+                meter.add(loss, parts, norm)
+                self.step += 1
+                if self.step % r.log_every == 0 or self.step == r.steps:
+                    self._check(pending)
+                    pending = None
+                    self._report(meter, started)
+                    meter = _Meter()
+                stopped = stop.reason(world) if world.size == 1 or self.step % 10 == 0 else ""
+                due = self.step % r.validation.every == 0 or self.step == r.steps
+                if self._validation and due and not stopped:
+                    self._check(pending)
+                    pending = None
+                    scores = self._validate()
+                    meter.restart()
+                if self.step % r.state.every == 0 or self.step == r.steps or stopped:
+                    self._check(pending)
+                    pending = None
+                    self.save()
+                    meter.restart()
+                if stopped:
+                    break
+        return Outcome(
+            self.step, self.step >= r.steps, stopped, scores, self.best, self.folder, time.monotonic() - started
+        )
+
+    def _feed(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, crops in enumerate(self._batches.start(self.step), start=self.step):
+            yield augment(
+                crops,
+                self.recipe.data,
+                seed=self.recipe.seed,
+                step=step,
+                rank=self.world.rank,
+                device=self.world.device,
+            )
+
+    def _check(self, pending: tuple[Tensor, Tensor, Tensor] | None) -> None:
+        if pending is None or math.isfinite(float(pending[0])):
+            return
+        path = self.folder / f"not-a-number-{self.world.rank}.safetensors"
+        blur, sharp = (t.contiguous().cpu() for t in pending[1:])
+        with contextlib.suppress(OSError):
+            save_file({"blur": blur, "sharp": sharp}, path, {"step": str(self.step), "loss": str(float(pending[0]))})
+        raise TrainingError(
+            f"the loss became {float(pending[0])} at step {self.step}; its batch is in {path}",
+            "lower lr or set clip; the state before it is kept",
+        )
+
+    def _report(self, meter: _Meter, started: float) -> None:
+        if self.world.main:
+            progress = meter.progress(self, started)
+            for observer in self._observers:
+                observer.on_progress(progress)
+
+    def _validate(self) -> Scores | None:
+        scores = None
+        if self.world.main:
+            scores = validate(
+                self.averaged.net,
+                self._validation,
+                self.world.device,
+                self._dtype,
+                sharp=self.recipe.validation.sharp,
+                strips=2,
+            )
+            if self.best is None or scores.score > self.best:
+                self.best = scores.score
+                self._checkpoint(self.folder / "best.safetensors", scores)
+            for observer in self._observers:
+                observer.on_validation(self.step, scores)
+        if self.world.size > 1:
+            dist.barrier()
+        return scores
+
+
+class _Meter:
+    """Means between two reports; sums stay on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._since = time.monotonic()
+        self._paused = 0.0
+
+    def add(self, loss: Tensor, parts: dict[str, Tensor], norm: Tensor) -> None:
+        for key, value in {"loss": loss, "norm": norm, **{f"part/{k}": v for k, v in parts.items()}}.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+        self._steps += 1
+
+    def restart(self) -> None:
+        """Forget what was measured so far: something else than training took time."""
+        self.__init__()  # type: ignore[misc]
+
+    def progress(self, trainer: Trainer, started: float) -> Progress:
+        means = {k: float(v) / self._steps for k, v in self._sums.items()}
+        seconds = time.monotonic() - self._since
+        r = trainer.recipe
+        return Progress(
+            step=trainer.step,
+            steps=r.steps,
+            loss=means["loss"],
+            parts={k.removeprefix("part/"): v for k, v in means.items() if k.startswith("part/")},
+            rate=trainer._optimizer.param_groups[0]["lr"],
+            norm=means["norm"],
+            images_per_second=self._steps * r.data.batch * trainer.world.size / seconds,
+            waiting=self.waited / seconds,
+            seconds=time.monotonic() - started,
+            best=trainer.best,
+        )
+
+
+class _Ahead:
+    """Runs an iterator one item ahead in a thread; its exception is raised where the item is taken."""
+
+    def __init__(self, source: Iterator[tuple[Tensor, Tensor]]) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._source = source
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._next = self._pool.submit(next, source)
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        item = self._next.result()
+        self._next = self._pool.submit(next, self._source)
+        return item
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            with contextlib.suppress(StreamdeblurError, RuntimeError):
+                close()
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
