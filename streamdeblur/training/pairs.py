@@ -1,0 +1,250 @@
+"""Pairs of a blurred and a sharp picture on disk, in the layouts that published sets have.
+
+    plain         ROOT/blur/NAME, ROOT/sharp/NAME        also flattened GoPro: ROOT/train|test/{blur,sharp}/NAME; HIDE
+    gopro         ROOT/train|test/SEQUENCE/{blur,sharp}/NAME; gopro_gamma takes blur_gamma instead of blur
+    realblur_j    ROOT/RealBlur_J_train|test_list.txt, a line each: sharp, blurred, relative to ROOT; realblur_r alike
+    reds          ROOT/train|val/train|val_blur|sharp/CLIP/NAME
+
+``auto`` recognises them by what is there.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from streamdeblur.errors import InputError, UnreadableInput, UsageError
+
+Split = Literal["train", "test"]
+LAYOUTS = ("auto", "plain", "gopro", "gopro_gamma", "realblur_j", "realblur_r", "hide", "reds")
+
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A blurred picture and its sharp truth. name: unique within its set, without a suffix."""
+
+    name: str
+    blur: Path
+    sharp: Path
+
+
+def find_pairs(root: str | Path, layout: str = "auto", split: Split = "train") -> list[Pair]:
+    """The pairs of ``split`` below ``root``, by name.
+
+    layout: one of ``LAYOUTS``. Sets that have one split only (``blur/`` and ``sharp/`` right in ``root``) give it for
+    both. Raises UsageError for an unknown layout or split, UnreadableInput for a folder that isn't there, InputError
+    for a picture without its partner, sizes that differ (as the headers of PNG and JPEG say), or no pair at all.
+    """
+    base = Path(root)
+    if layout not in LAYOUTS:
+        raise UsageError(f"layout {layout!r} is unknown", f"use {', '.join(LAYOUTS)}")
+    if split not in ("train", "test"):
+        raise UsageError(f"split {split!r} is unknown", "use train or test")
+    if not base.is_dir():
+        raise UnreadableInput(f"{base} is not a folder", "give the folder of a set of pairs")
+    kind = _recognise(base, split) if layout == "auto" else layout
+    if kind in ("gopro", "gopro_gamma"):
+        pairs = _gopro(base, split, "blur_gamma" if kind == "gopro_gamma" else "blur")
+    elif kind in ("realblur_j", "realblur_r"):
+        pairs = _realblur(base, split, kind[-1].upper())
+    elif kind == "reds":
+        pairs = _reds(base, split)
+    elif kind == "hide" and split == "train":
+        raise InputError(f"HIDE ({base}) has no pairs for training", "use split test")
+    else:
+        pairs = _plain(base, split)
+    if not pairs:
+        raise InputError(
+            f"{base} holds no {split} pairs in layout {kind}", "check the folder, the layout and the split"
+        )
+    for pair in pairs:
+        sizes = header_size(pair.blur), header_size(pair.sharp)
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise _differ(pair, sizes[0], sizes[1])
+    return sorted(pairs, key=lambda p: p.name)
+
+
+def read_pair(pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """(blur, sharp), both (H, W, 3) uint8 R'G'B'. Raises UnreadableInput, and InputError where sizes differ."""
+    blur, sharp = _read(pair.blur), _read(pair.sharp)
+    if blur.shape != sharp.shape:
+        raise _differ(pair, blur.shape[1::-1], sharp.shape[1::-1])
+    return blur, sharp
+
+
+def _read(path: Path) -> npt.NDArray[np.uint8]:
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        cause = "can't be decoded" if path.is_file() else "is not there"
+        raise UnreadableInput(f"picture {path} {cause}", "replace it or take its pair out of the set")
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _differ(pair: Pair, blur: object, sharp: object) -> InputError:
+    return InputError(
+        f"pair {pair.name}: {pair.blur} is {_by(blur)}, {pair.sharp} is {_by(sharp)}",
+        "both sides of a pair must have one size",
+    )
+
+
+def _by(size: object) -> str:
+    return "x".join(str(n) for n in size) if isinstance(size, tuple) else str(size)
+
+
+# -- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def _recognise(root: Path, split: Split) -> str:
+    for letter in "JR":
+        if (root / f"RealBlur_{letter}_{split}_list.txt").is_file():
+            return f"realblur_{letter.lower()}"
+    if any((root / part / f"{part}_sharp").is_dir() for part in ("train", "val")) or _reds_folders(root):
+        return "reds"
+    if (root / "blur").is_dir() or (root / split / "blur").is_dir():
+        return "plain"
+    inside = root / split if (root / split).is_dir() else root
+    sequences = [p for p in inside.iterdir() if p.is_dir() and (p / "sharp").is_dir()]
+    if sequences:
+        return "gopro" if any((p / "blur").is_dir() for p in sequences) else "gopro_gamma"
+    if (root / "sharp").is_dir() or (root / split / "sharp").is_dir():
+        return "plain"  # so that the message names the folder that is missing
+    raise InputError(f"{root} has no known layout of pairs", "it needs blur/ and sharp/, or name the layout")
+
+
+def _plain(root: Path, split: Split) -> list[Pair]:
+    base = root / split if not (root / "blur").is_dir() and (root / split).is_dir() else root
+    return _match(base / "blur", base / "sharp", "")
+
+
+def _gopro(root: Path, split: Split, blur: str) -> list[Pair]:
+    base = root / split if (root / split).is_dir() else root
+    found: list[Pair] = []
+    for sequence in sorted(p for p in base.iterdir() if p.is_dir()):
+        found += _match(sequence / blur, sequence / "sharp", f"{sequence.name}/")
+    return found
+
+
+def _reds_folders(root: Path) -> tuple[Path, Path] | None:
+    for part in ("train", "val"):
+        if (root / f"{part}_sharp").is_dir():
+            return root / f"{part}_blur", root / f"{part}_sharp"
+    return None
+
+
+def _reds(root: Path, split: Split) -> list[Pair]:
+    part = "train" if split == "train" else "val"
+    inner = root / part
+    blur, sharp = inner / f"{part}_blur", inner / f"{part}_sharp"
+    if not inner.is_dir() and (direct := _reds_folders(root)) is not None:
+        blur, sharp = direct
+    for folder in (blur, sharp):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not there", f"REDS keeps its {split} pairs in {part}/{part}_blur and _sharp")
+    clips = {p.name for p in (*blur.iterdir(), *sharp.iterdir()) if p.is_dir()}
+    found: list[Pair] = []
+    for clip in sorted(clips):
+        found += _match(blur / clip, sharp / clip, f"{clip}/")
+    return found
+
+
+def _realblur(root: Path, split: Split, letter: str) -> list[Pair]:
+    listing = root / f"RealBlur_{letter}_{split}_list.txt"
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UnreadableInput(
+            f"list {listing} can't be read", "it comes with the set; put it beside its folders"
+        ) from e
+    found = []
+    for number, line in enumerate(lines, 1):
+        columns = line.split()
+        if not columns:
+            continue
+        if len(columns) < 2:
+            raise InputError(f"{listing} line {number} names one picture", "a line is: sharp blurred")
+        sharp, blur = root / columns[0], root / columns[1]
+        for path in (blur, sharp):
+            if not path.is_file():
+                raise InputError(f"{listing} line {number} names {path}, which is not there", "complete the set")
+        scene = next((p for p in Path(columns[1]).parts if p.startswith("scene")), Path(columns[1]).parent.name)
+        found.append(Pair(f"{scene}/{_key(blur)}", blur, sharp))
+    return found
+
+
+def _match(blur: Path, sharp: Path, prefix: str) -> list[Pair]:
+    """Pictures of the same name in two folders."""
+    for folder, other in ((blur, sharp), (sharp, blur)):
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder} is not there, {other} has no partner", "pairs are two folders of the same names"
+            )
+    blurred, clean = _by_stem(blur), _by_stem(sharp)
+    for stem in sorted(blurred.keys() ^ clean.keys()):
+        lonely = blurred.get(stem) or clean[stem]
+        missing = sharp if stem in blurred else blur
+        raise InputError(f"{lonely} has no partner in {missing}", "add it or take the picture away")
+    return [Pair(f"{prefix}{stem}", blurred[stem], clean[stem]) for stem in sorted(blurred)]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in _pictures(folder.iterdir()):
+        if path.stem in found:
+            raise InputError(f"{folder} holds {found[path.stem].name} and {path.name}", "names must be unique")
+        found[path.stem] = path
+    return found
+
+
+def _pictures(paths: Iterable[Path]) -> list[Path]:
+    return sorted(p for p in paths if p.suffix.lower() in _PICTURES and not p.name.startswith(".") and p.is_file())
+
+
+def _key(path: Path) -> str:
+    return re.sub(r"^(blur|gt)_", "", path.stem)
+
+
+# -- headers ----------------------------------------------------------------------------------------------------------
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) from the header of a PNG (RFC 2083, 4.1.1) or JPEG (ITU-T T.81, B.2.2); None for others."""
+    try:
+        with open(path, "rb") as f:
+            head = f.read(24)
+            if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 24:
+                width, height = struct.unpack(">II", head[16:24])
+                return int(width), int(height)
+            if head[:2] != b"\xff\xd8":
+                return None
+            f.seek(2)
+            while True:
+                marker = f.read(2)
+                if len(marker) < 2 or marker[0] != 0xFF:
+                    return None
+                code = marker[1]
+                if code == 0xFF:  # fill byte
+                    f.seek(-1, 1)
+                    continue
+                length = f.read(2)
+                if len(length) < 2:
+                    return None
+                (size,) = struct.unpack(">H", length)
+                if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
+                    frame = f.read(5)
+                    if len(frame) < 5:
+                        return None
+                    height, width = struct.unpack(">HH", frame[1:5])
+                    return int(width), int(height)
+                f.seek(size - 2, 1)
+    except OSError as e:
+        raise UnreadableInput(f"picture {path} can't be read: {e.strerror}") from e

@@ -1,0 +1,42 @@
+"""Eq. 1 of the paper: blur is the mean of M consecutive sharp frames, the middle one being the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from streamdeblur.errors import UsageError
+from streamdeblur.training.synthesis.response import Floats, Picture, Response, to_coded, to_linear
+
+
+def draw_count(rng: np.random.Generator, low: int, high: int) -> int:
+    """A number of frames M in [low, high]: odd, so that there is a middle one, unless the range holds no odd number.
+
+    Raises UsageError for an empty range or one that begins below 1.
+    """
+    if not 1 <= low <= high:
+        raise UsageError(f"frames {low}-{high} is no range", "give MIN-MAX with 1 <= MIN <= MAX, for example 7-15")
+    odd = range(low | 1, high + 1, 2)
+    return int(odd[rng.integers(len(odd))]) if len(odd) else low
+
+
+def average_linear(frames: Sequence[Picture], response: Response) -> Floats:
+    """Mean of ``frames`` ((H, W, 3) uint8 each) in linear light, float32 in [0, 1]."""
+    if not frames:
+        raise UsageError("there is no frame to average", "give at least one")
+    total = np.zeros(frames[0].shape, np.float32)
+    for frame in frames:
+        if frame.shape != total.shape:
+            raise UsageError(f"frames of {frame.shape} and {total.shape} can't be averaged", "give frames of one size")
+        total += to_linear(frame, response)
+    total /= np.float32(len(frames))
+    return total
+
+
+def average(frames: Sequence[Picture], response: Response) -> tuple[Picture, Picture]:
+    """(blurred, sharp), both (H, W, 3) uint8: the mean of ``frames`` in linear light, and the middle frame.
+
+    An even number of frames has no middle one; frame M // 2 is taken, half a step late.
+    """
+    return to_coded(average_linear(frames, response), response), frames[len(frames) // 2].copy()

@@ -1,0 +1,373 @@
+"""Training crops, one at a time, from pairs, high-speed frames, ordinary footage or photographs.
+
+A source draws everything from the generator that it is given, so that the same state gives the same bytes whatever was
+asked before; caches only save time. Only the neighbourhood of a crop is rendered. Sources can be pickled (their caches
+stay behind); one source belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from streamdeblur.errors import InputError, UsageError
+from streamdeblur.training.pairs import find_pairs, read_pair
+from streamdeblur.training.synthesis import flow
+from streamdeblur.training.synthesis.average import average_linear, draw_count
+from streamdeblur.training.synthesis.cache import ArrayCache
+from streamdeblur.training.synthesis.degrade import CLEAN, Degradation, degrade, draw_damage
+from streamdeblur.training.synthesis.footage import Sequence, find_sequences, list_pictures, read_picture
+from streamdeblur.training.synthesis.render import expose_footage, expose_still, scaled_region, speed_in, worth
+from streamdeblur.training.synthesis.response import (
+    SHARES,
+    Picture,
+    Response,
+    draw_response,
+    lift_highlights,
+    to_coded,
+    to_linear,
+)
+
+Kind = Literal["pairs", "highspeed", "footage", "stills"]
+Crop = tuple[Picture, Picture]
+
+_TRIES = 5  # crops looked at, of which the best is taken if none is good
+_MB = 1 << 20
+
+
+@runtime_checkable
+class CropSource(Protocol):
+    """Anything that gives training crops. ``name`` appears in logs."""
+
+    name: str
+
+    def sample(self, rng: np.random.Generator, size: int) -> Crop:
+        """(blur, sharp), both (size, size, 3) uint8 R'G'B', aligned."""
+        ...
+
+
+class _Synthesizer(ABC):
+    """What the synthesizing sources share.
+
+    responses: shares of the camera response curves. degradation: of the blurred side. identity: share of crops whose
+    blurred side is the sharp one, byte for byte. cache_mb: bound of the decoded pictures kept, in MiB.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        responses: Mapping[Response, float] = SHARES,
+        degradation: Degradation | None = None,
+        identity: float = 0.05,
+        cache_mb: int = 768,
+    ) -> None:
+        if not 0 <= identity <= 1:
+            raise UsageError(f"identity {identity!r} is no share", "give a number from 0 to 1")
+        draw_response(np.random.default_rng(0), responses)  # refuse bad shares now
+        self.path = Path(path)
+        self.name = f"{self.kind}:{self.path.name}"
+        self._responses = dict(responses)
+        self._degradation = Degradation() if degradation is None else degradation
+        self._identity = identity
+        self._pictures: ArrayCache[Picture] = ArrayCache(cache_mb * _MB)
+
+    def sample(self, rng: np.random.Generator, size: int) -> Crop:
+        """(blur, sharp), both (size, size, 3) uint8 R'G'B', aligned. Raises InputError where pictures are smaller."""
+        untouched = rng.random() < self._identity
+        if untouched:
+            sharp = self._sharp(rng, size)
+            return sharp.copy(), sharp
+        return self._pair(rng, size)
+
+    @abstractmethod
+    def _pair(self, rng: np.random.Generator, size: int) -> Crop: ...
+
+    @abstractmethod
+    def _sharp(self, rng: np.random.Generator, size: int) -> Picture: ...
+
+    def _picture(self, path: Path) -> Picture:
+        return self._pictures.get(path, lambda: read_picture(path))
+
+
+def _corner(rng: np.random.Generator, shape: tuple[int, ...], size: int, name: str, margin: int = 0) -> tuple[int, int]:
+    """(left, top) of a random crop at least ``margin`` from the sides, or as far as there is room for."""
+    height, width = shape[:2]
+    if height < size or width < size:
+        raise InputError(f"{name} is {width}x{height}, smaller than a crop of {size}", "take smaller crops")
+    mx, my = min(margin, (width - size) // 2), min(margin, (height - size) // 2)
+    return int(rng.integers(mx, width - size - mx + 1)), int(rng.integers(my, height - size - my + 1))
+
+
+def _good_corner(rng: np.random.Generator, picture: Picture, size: int, name: str, margin: int = 0) -> tuple[int, int]:
+    best = (-1.0, 0, 0)
+    for _ in range(_TRIES):
+        left, top = _corner(rng, picture.shape, size, name, margin)
+        best = max(best, (worth(picture[top : top + size, left : left + size]), left, top))
+        if best[0] >= 1:
+            break
+    return best[1], best[2]
+
+
+class PairsSource:
+    """Crops of pairs made by others, in any layout of ``training.pairs``. identity, cache_mb: as of the others."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        layout: str = "auto",
+        split: Literal["train", "test"] = "train",
+        identity: float = 0.05,
+        cache_mb: int = 768,
+    ) -> None:
+        self.path = Path(path)
+        self.name = f"pairs:{self.path.name}"
+        self._pairs = find_pairs(self.path, layout=layout, split=split)
+        self._identity = identity
+        self._cache: ArrayCache[npt.NDArray[np.uint8]] = ArrayCache(cache_mb * _MB)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def sample(self, rng: np.random.Generator, size: int) -> Crop:
+        """(blur, sharp), both (size, size, 3) uint8 R'G'B'."""
+        untouched = rng.random() < self._identity
+        pair = self._pairs[int(rng.integers(len(self._pairs)))]
+        both = self._cache.get(pair.sharp, lambda: np.stack(read_pair(pair)))
+        left, top = _good_corner(rng, both[1], size, pair.name)
+        window = np.s_[top : top + size, left : left + size]
+        sharp = both[1][window].copy()
+        return (sharp.copy() if untouched else both[0][window].copy()), sharp
+
+
+class HighSpeedSource(_Synthesizer):
+    """Eq. 1 on consecutive frames of high-speed footage: a folder of frames, or a folder of such folders.
+
+    frames: the range that M is drawn from. Pictures are clean already, so nothing is degraded by default.
+    """
+
+    kind = "highspeed"
+
+    def __init__(
+        self, path: Path | str, *, frames: tuple[int, int] = (7, 15), degradation: Degradation = CLEAN, **options: Any
+    ) -> None:
+        super().__init__(path, degradation=degradation, **options)
+        draw_count(np.random.default_rng(0), *frames)
+        self._frames = frames
+        self._sequences = [s.frames for s in find_sequences(self.path, videos=False) if len(s.frames) >= frames[0]]
+        if not self._sequences:
+            raise InputError(f"{path} has no sequence of {frames[0]} frames", "give a folder of consecutive frames")
+
+    def _pair(self, rng: np.random.Generator, size: int) -> Crop:
+        sequence = self._draw(rng)
+        count = min(draw_count(rng, *self._frames), len(sequence))
+        response = draw_response(rng, self._responses)
+        first = int(rng.integers(len(sequence) - count + 1))
+        middle = self._picture(sequence[first + count // 2])
+        left, top = _good_corner(rng, middle, size, sequence[first].name)
+        window = np.s_[top : top + size, left : left + size]
+        frames = [self._picture(p)[window] for p in sequence[first : first + count]]
+        linear = average_linear(frames, response)
+        return degrade(linear, response, draw_damage(rng, self._degradation)), middle[window].copy()
+
+    def _sharp(self, rng: np.random.Generator, size: int) -> Picture:
+        sequence = self._draw(rng)
+        picture = self._picture(sequence[int(rng.integers(len(sequence)))])
+        left, top = _good_corner(rng, picture, size, self.name)
+        return picture[top : top + size, left : left + size].copy()
+
+    def _draw(self, rng: np.random.Generator) -> list[Path]:
+        return self._sequences[int(rng.integers(len(self._sequences)))]
+
+
+class FootageSource(_Synthesizer):
+    """Frames between the frames of ordinary footage, by optical flow: a folder of sequences, of videos, or one of them.
+
+    extent: pixels that the blur should have where it moves fast; the shutter is chosen for it, within ``shutter``, in
+    frame intervals (2 is the most: from the frame before to the frame after). Cuts and blurred frames are no truths.
+    """
+
+    kind = "footage"
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        extent: tuple[float, float] = (4, 48),
+        shutter: tuple[float, float] = (0.3, 2.0),
+        highlights: float = 0.3,
+        **options: Any,
+    ) -> None:
+        super().__init__(path, **options)
+        if not 0 < shutter[0] <= shutter[1] <= 2:
+            raise UsageError(f"shutter {shutter} is no range", "give 0 < MIN <= MAX <= 2 frame intervals")
+        self._extent, self._shutter, self._highlights = extent, shutter, highlights
+        self._sequences: list[Sequence] = [s for s in find_sequences(self.path, videos=True) if len(s) >= 3]
+        if not self._sequences:
+            raise InputError(f"{path} has no sequence of 3 frames", "give videos, or folders of consecutive frames")
+        self._centers: dict[int, list[int]] = {}
+        self._flows: ArrayCache[npt.NDArray[np.float16]] = ArrayCache(384 * _MB)
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Sequence, int]:
+        for _ in range(8):
+            number = int(rng.integers(len(self._sequences)))
+            sequence = self._sequences[number]
+            if number not in self._centers:
+                self._centers[number] = sequence.centers()
+            if self._centers[number]:
+                usable = self._centers[number]
+                return sequence, usable[int(rng.integers(len(usable)))]
+        raise InputError(f"{self.path} has hardly a sharp frame away from cuts", "give steadier footage")
+
+    def _flow(self, sequence: Sequence, a: int, b: int) -> npt.NDArray[np.float16]:
+        def make() -> npt.NDArray[np.float16]:
+            return flow.dense_flow(flow.luma(self._frame(sequence, a)), flow.luma(self._frame(sequence, b)))
+
+        return self._flows.get((sequence.name, a, b), make)
+
+    def _frame(self, sequence: Sequence, index: int) -> Picture:
+        return self._pictures.get((sequence.name, index), lambda: sequence.read(index))
+
+    def _pair(self, rng: np.random.Generator, size: int) -> Crop:
+        sequence, k = self._draw(rng)
+        response = draw_response(rng, self._responses)
+        middle = self._frame(sequence, k)
+        height, width = middle.shape[:2]
+        best = (-1.0, 0, 0)
+        forward = self._flow(sequence, k, k + 1)
+        for _ in range(_TRIES):
+            left, top = _corner(rng, middle.shape, size, sequence.name, margin=8)
+            speed = speed_in(forward, (left, top, size, size), (width, height))
+            score = worth(middle[top : top + size, left : left + size]) * min(speed / 2, 1)
+            best = max(best, (score, left, top))
+            if score >= 1:
+                break
+        _, left, top = best
+        window = np.s_[top : top + size, left : left + size]
+        low, high = self._extent
+        wanted = low + (high - low) * float(rng.beta(1.3, 2.2))
+        speed = speed_in(forward, (left, top, size, size), (width, height))
+        shutter = min(max(wanted / max(speed, 0.1), self._shutter[0]), self._shutter[1])
+        gain = math.exp(rng.uniform(0, math.log(8))) if rng.random() < self._highlights else 1.0
+        linear = expose_footage(
+            (self._frame(sequence, k - 1), middle, self._frame(sequence, k + 1)),
+            (
+                self._flow(sequence, k, k - 1),
+                self._flow(sequence, k - 1, k),
+                forward,
+                self._flow(sequence, k + 1, k),
+            ),
+            (left, top, size, size),
+            shutter,
+            response,
+            gain,
+        )
+        sharp = middle[window].copy()
+        if gain > 1:
+            sharp = to_coded(lift_highlights(to_linear(sharp, response), gain), response)
+        return degrade(linear, response, draw_damage(rng, self._degradation)), sharp
+
+    def _sharp(self, rng: np.random.Generator, size: int) -> Picture:
+        sequence, k = self._draw(rng)
+        picture = self._frame(sequence, k)
+        left, top = _good_corner(rng, picture, size, self.name)
+        return picture[top : top + size, left : left + size].copy()
+
+
+class StillsSource(_Synthesizer):
+    """Camera shake, moving foreground and highlights on photographs: a folder of them (folders inside it too).
+
+    extent: range of the blur's length in pixels. scale: range of the factor by which photographs are made smaller
+    first, for other textures and sharper edges. foreground, highlights, lights: how probable each is.
+    """
+
+    kind = "stills"
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        extent: tuple[float, float] = (3, 64),
+        scale: tuple[float, float] = (0.55, 1.0),
+        foreground: float = 0.35,
+        highlights: float = 0.4,
+        lights: float = 0.08,
+        **options: Any,
+    ) -> None:
+        super().__init__(path, **options)
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise UsageError(f"scale {scale} is no range", "give 0 < MIN <= MAX <= 1")
+        if not 0 <= extent[0] <= extent[1]:
+            raise UsageError(f"extent {extent} is no range", "give 0 <= MIN <= MAX pixels")
+        self._photos = list_pictures(self.path)
+        self._extent, self._scale = extent, scale
+        self._foreground, self._highlights, self._lights = foreground, highlights, lights
+
+    def _pair(self, rng: np.random.Generator, size: int) -> Crop:
+        photo, scale, (left, top) = self._draw(rng, size, margin=40)
+        response = draw_response(rng, self._responses)
+        low, high = self._extent
+        linear, sharp = expose_still(
+            photo,
+            (left, top, size, size),
+            rng,
+            extent=low + (high - low) * float(rng.beta(1.2, 2.2)),
+            response=response,
+            scale=scale,
+            gain=math.exp(rng.uniform(0, math.log(10))) if rng.random() < self._highlights else 1.0,
+            lights=int(rng.integers(1, 12)) if rng.random() < self._lights else 0,
+            foreground=self._photo(rng) if rng.random() < self._foreground else None,
+        )
+        return degrade(linear, response, draw_damage(rng, self._degradation)), sharp
+
+    def _sharp(self, rng: np.random.Generator, size: int) -> Picture:
+        photo, scale, (left, top) = self._draw(rng, size, margin=0)
+        return scaled_region(photo, (left, top, left + size, top + size), scale)
+
+    def _photo(self, rng: np.random.Generator) -> Picture:
+        return self._picture(self._photos[int(rng.integers(len(self._photos)))])
+
+    def _draw(self, rng: np.random.Generator, size: int, margin: int) -> tuple[Picture, float, tuple[int, int]]:
+        path = self._photos[int(rng.integers(len(self._photos)))]
+        photo = self._picture(path)
+        smallest = min(1.0, (size + 2 * margin + 4) / min(photo.shape[:2]))
+        scale = max(float(rng.uniform(*self._scale)), smallest)
+        if rng.random() < 0.25:
+            scale = 1.0
+        shape = (int(photo.shape[0] * scale), int(photo.shape[1] * scale))
+        best = (-1.0, 0, 0)
+        for _ in range(_TRIES):
+            left, top = _corner(rng, shape, size, path.name, margin)
+            x, y, s = int(left / scale), int(top / scale), int(size / scale)
+            best = max(best, (worth(photo[y : y + s, x : x + s]), left, top))
+            if best[0] >= 1:
+                break
+        return photo, scale, (best[1], best[2])
+
+
+_KINDS: dict[str, Any] = {
+    "pairs": PairsSource,
+    "highspeed": HighSpeedSource,
+    "footage": FootageSource,
+    "stills": StillsSource,
+}
+
+
+def open_source(kind: Kind, path: Path | str, **options: Any) -> CropSource:
+    """A source by its kind; ``options`` are its keyword arguments. Raises UsageError for an unknown kind or option."""
+    if kind not in _KINDS:
+        raise UsageError(f"source {kind!r} is unknown", f"use {', '.join(_KINDS)}")
+    try:
+        source: CropSource = _KINDS[kind](path, **options)
+    except TypeError as e:
+        raise UsageError(f"an option of source {kind!r} is unknown: {e}", "see the class of that kind") from e
+    return source

@@ -1,0 +1,242 @@
+"""Pairs on disk: every layout, and what is wrong with a set, said in one line; RealBlur's alignment."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from streamdeblur.errors import InputError, StreamdeblurError, UnreadableInput, UsageError
+from streamdeblur.training.alignment import align
+from streamdeblur.training.pairs import Pair, find_pairs, header_size, read_pair
+
+Picture = npt.NDArray[np.uint8]
+
+
+def put(path: Path, value: int = 0, size: tuple[int, int] = (12, 8)) -> Path:
+    """A picture of one colour: red ``value``, green 1, blue 2; size is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = np.empty((size[1], size[0], 3), np.uint8)
+    picture[:] = (2, 1, value)  # OpenCV writes blue first
+    assert cv2.imwrite(str(path), picture)
+    return path
+
+
+def both(base: Path, name: str, value: int = 10, *, blur: str = "blur", sharp: str = "sharp") -> None:
+    put(base / blur / name, value)
+    put(base / sharp / name, value + 100)
+
+
+def names(pairs: list[Pair]) -> list[str]:
+    return [p.name for p in pairs]
+
+
+def reds(pair: Pair) -> tuple[int, int]:
+    blur, sharp = read_pair(pair)
+    return int(blur[0, 0, 0]), int(sharp[0, 0, 0])
+
+
+def test_plain_folders_serve_both_splits(tmp_path: Path) -> None:
+    for i in (2, 1):
+        both(tmp_path, f"{i}.png", i)
+    for split in ("train", "test"):
+        found = find_pairs(tmp_path, split=split)
+        assert names(found) == ["1", "2"]
+        assert [reds(p) for p in found] == [(1, 101), (2, 102)]
+
+
+def test_suffixes_of_the_two_sides_may_differ(tmp_path: Path) -> None:
+    put(tmp_path / "blur" / "a.png", 5)
+    put(tmp_path / "sharp" / "a.bmp", 6)
+    assert reds(find_pairs(tmp_path)[0]) == (5, 6)
+
+
+def test_flattened_gopro_keeps_the_splits_apart(tmp_path: Path) -> None:
+    both(tmp_path / "train", "a.png")
+    both(tmp_path / "test", "b.png")
+    assert names(find_pairs(tmp_path)) == ["a"]
+    assert names(find_pairs(tmp_path, split="test")) == ["b"]
+
+
+def test_nested_gopro_with_and_without_gamma(tmp_path: Path) -> None:
+    for sequence in ("GOPR0372_07_00", "GOPR0374_11_01"):
+        both(tmp_path / "train" / sequence, "000047.png", 20)
+        put(tmp_path / "train" / sequence / "blur_gamma" / "000047.png", 30)
+    expected = ["GOPR0372_07_00/000047", "GOPR0374_11_01/000047"]
+    assert names(find_pairs(tmp_path)) == expected
+    assert reds(find_pairs(tmp_path)[0]) == (20, 120)
+    gamma = find_pairs(tmp_path, layout="gopro_gamma")
+    assert names(gamma) == expected
+    assert reds(gamma[1]) == (30, 120)
+
+
+def test_nested_gopro_of_one_split_given_itself(tmp_path: Path) -> None:
+    both(tmp_path / "SEQ", "1.png")
+    assert names(find_pairs(tmp_path)) == ["SEQ/1"]
+
+
+@pytest.mark.parametrize("letter", ["J", "R"])
+def test_realblur_lists_name_the_sharp_picture_first(tmp_path: Path, letter: str) -> None:
+    base = f"RealBlur-{letter}_ECC_IMCORR_centroid_itensity_ref"
+    lines = []
+    for scene, number in (("scene001", 3), ("scene002", 1)):
+        put(tmp_path / base / scene / "gt" / f"gt_{number}.png", 200)
+        put(tmp_path / base / scene / "blur" / f"blur_{number}.png", 50)
+        lines.append(f"{base}/{scene}/gt/gt_{number}.png {base}/{scene}/blur/blur_{number}.png ")
+    (tmp_path / f"RealBlur_{letter}_train_list.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / f"RealBlur_{letter}_test_list.txt").write_text(lines[0] + "\n")
+    train = find_pairs(tmp_path)
+    assert names(train) == ["scene001/3", "scene002/1"]
+    assert reds(train[0]) == (50, 200)
+    assert names(find_pairs(tmp_path, layout=f"realblur_{letter.lower()}", split="test")) == ["scene001/3"]
+
+
+def test_realblur_with_a_picture_missing_names_the_line(tmp_path: Path) -> None:
+    put(tmp_path / "s" / "gt" / "gt_1.png")
+    (tmp_path / "RealBlur_J_train_list.txt").write_text("s/gt/gt_1.png s/blur/blur_1.png\n")
+    with pytest.raises(InputError, match=r"line 1 names .*blur_1\.png, which is not there"):
+        find_pairs(tmp_path)
+
+
+def test_realblur_without_its_list(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableInput, match="RealBlur_R_test_list"):
+        find_pairs(tmp_path, layout="realblur_r", split="test")
+
+
+def test_hide_has_a_test_split_only(tmp_path: Path) -> None:
+    both(tmp_path, "1fromGOPR1088.png")
+    assert names(find_pairs(tmp_path, layout="hide", split="test")) == ["1fromGOPR1088"]
+    with pytest.raises(InputError, match="test"):
+        find_pairs(tmp_path, layout="hide", split="train")
+
+
+def test_reds_in_clips(tmp_path: Path) -> None:
+    for part, clip, value in (("train", "000", 1), ("train", "001", 2), ("val", "020", 3)):
+        both(tmp_path / part, f"{clip}/00000000.png", value, blur=f"{part}_blur", sharp=f"{part}_sharp")
+    assert names(find_pairs(tmp_path)) == ["000/00000000", "001/00000000"]
+    assert reds(find_pairs(tmp_path, layout="reds", split="test")[0]) == (3, 103)
+
+
+def test_a_picture_without_its_partner_is_named(tmp_path: Path) -> None:
+    both(tmp_path, "1.png")
+    put(tmp_path / "blur" / "2.png")
+    with pytest.raises(InputError, match=r"blur.2\.png has no partner in .*sharp"):
+        find_pairs(tmp_path)
+
+
+def test_a_missing_side_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "sharp" / "1.png")
+    with pytest.raises(InputError, match="blur is not there"):
+        find_pairs(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_sizes_that_differ_are_found_without_decoding(tmp_path: Path, suffix: str) -> None:
+    put(tmp_path / "blur" / f"1{suffix}", size=(16, 8))
+    put(tmp_path / "sharp" / f"1{suffix}", size=(16, 10))
+    with pytest.raises(InputError, match=r"16x8.*16x10"):
+        find_pairs(tmp_path)
+
+
+def test_sizes_that_differ_are_found_when_read(tmp_path: Path) -> None:
+    blur, sharp = put(tmp_path / "a.bmp", size=(16, 8)), put(tmp_path / "b.bmp", size=(14, 8))
+    with pytest.raises(InputError, match=r"16x8.*14x8"):
+        read_pair(Pair("a", blur, sharp))
+
+
+def test_header_size_agrees_with_the_decoder(tmp_path: Path) -> None:
+    assert header_size(put(tmp_path / "a.png", size=(37, 21))) == (37, 21)
+    assert header_size(put(tmp_path / "a.jpg", size=(37, 21))) == (37, 21)
+    assert header_size(put(tmp_path / "a.bmp", size=(37, 21))) is None
+
+
+def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "sharp" / "1.png")
+    (tmp_path / "blur").mkdir()
+    (tmp_path / "blur" / "1.png").write_bytes(b"not a picture")
+    with pytest.raises(UnreadableInput, match=r"blur.1\.png can't be decoded"):
+        read_pair(find_pairs(tmp_path)[0])
+
+
+def test_an_empty_set_an_unknown_layout_and_a_missing_folder(tmp_path: Path) -> None:
+    (tmp_path / "blur").mkdir()
+    (tmp_path / "sharp").mkdir()
+    with pytest.raises(InputError, match="holds no train pairs"):
+        find_pairs(tmp_path)
+    with pytest.raises(UsageError, match=r"layout 'kohler' is unknown; use .*realblur_j"):
+        find_pairs(tmp_path, layout="kohler")
+    with pytest.raises(UnreadableInput, match="not a folder"):
+        find_pairs(tmp_path / "nothing")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="no known layout"):
+        find_pairs(tmp_path / "other")
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StreamdeblurError) as caught:
+        find_pairs(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# -- alignment --------------------------------------------------------------------------------------------------------
+
+
+def landscape(height: int = 96, width: int = 128, seed: int = 0) -> npt.NDArray[np.float32]:
+    noise = np.random.default_rng(seed).random((height, width, 3)).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 2.5)
+    return np.asarray(np.clip((smooth - smooth.mean()) * 4 + 0.5, 0.05, 0.95), np.float32)
+
+
+def test_alignment_finds_a_shift_and_a_gain() -> None:
+    big = landscape(116, 148)
+    sharp = big[10:106, 10:138]
+    restored = big[13:109, 6:134] * 0.8  # what is at (x, y) in sharp is at (x + 4, y - 3) here
+    found = align(restored, sharp)
+    at = found.homography @ np.array([60.0, 40.0, 1.0])
+    assert at[:2] / at[2] == pytest.approx([64.0, 37.0], abs=0.05)
+    inside = found.mask[8:-8, 8:-8]
+    assert inside.all()
+    # the authors match brightness before they align: a gain of sum(xz) / sum(zz) of the pictures as they were given
+    gain = 0.8 * float((sharp * restored).sum(dtype=np.float64)) / float((restored**2).sum(dtype=np.float64))
+    assert np.abs(found.restored - gain * found.sharp)[8:-8, 8:-8].max() < 0.01
+    assert not found.mask.all()  # a strip was never seen
+    assert (found.restored[~found.mask] == 0).all()
+    assert (found.sharp[~found.mask] == 0).all()
+    assert found.psnr() > 30
+
+
+def test_psnr_counts_valid_pixels_only() -> None:
+    sharp = landscape()
+    noise = np.random.default_rng(1).normal(0, 0.05, sharp.shape).astype(np.float32)
+    found = align(np.clip(sharp + noise, 0, 1), sharp)
+    errors = [
+        (float(found.restored[y, x, c]) - float(found.sharp[y, x, c])) ** 2
+        for y, x in np.argwhere(found.mask)
+        for c in range(3)
+    ]
+    assert found.psnr() == pytest.approx(-10 * math.log10(math.fsum(errors) / len(errors)), abs=1e-6)
+    assert 24 < found.psnr() < 28
+
+
+def test_uint8_and_float_align_alike() -> None:
+    sharp = (landscape() * 255).astype(np.uint8)
+    restored = np.roll(sharp, 2, axis=1)
+    assert align(restored, sharp).psnr() == pytest.approx(
+        align(restored.astype(np.float32) / 255, sharp.astype(np.float32) / 255).psnr(), abs=1e-3
+    )
+
+
+def test_flat_pictures_are_compared_in_place() -> None:
+    flat: Picture = np.full((40, 40, 3), 90, np.uint8)
+    found = align(flat, flat)
+    assert np.array_equal(found.homography, np.eye(3))
+    assert found.mask.all()
+
+
+def test_other_sizes_are_refused() -> None:
+    with pytest.raises(InputError, match="can't be aligned"):
+        align(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8))
