@@ -1,15 +1,16 @@
 """Measure speed and quality on this machine: what ``make bench`` runs.
 
-    python benchmarks/run.py [network] [tiling] [job] [pools] [--quick] [--json] [--device cuda]
+    python benchmarks/run.py [network] [tiling] [job] [pools] [training] [--quick] [--json] [--device cuda]
 
 network  the usual loop of research code against Restorer, side by side
 tiling   exact, fast and whole: time, memory, and how far the results lie apart
 job      the whole of process_video against the corrections alone
 pools    process_video in this process and on Ray actors
+training our training step against the plain eager float32 one
 
 Ways that are compared run in turns in one process, each once beforehand, with the device synchronised around every
 call. Figures are medians (least–most). Weights are random: arithmetic and memory do not depend on them, the
-differences between tilings do. ``network`` and ``tiling`` need torch, numpy and safetensors only.
+differences between tilings do. ``network``, ``tiling`` and ``training`` need torch, numpy and safetensors only.
 """
 
 from __future__ import annotations
@@ -70,11 +71,22 @@ def run_pools(o: argparse.Namespace) -> Measured:
     return result, show_pools(result)
 
 
+def run_training(o: argparse.Namespace) -> Measured:
+    from training import show_training, training
+
+    on_gpu = resolve_device(o.device).type == "cuda"
+    models = ["mimo-unet-small"] if o.quick else ["mimo-unet-small", "mimo-unet"]
+    batch, crop = (2, 64) if o.quick else (32 if on_gpu else 4, 256)
+    result = training(models, batch, crop, o.device, o.rounds)
+    return result, show_training(result)
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Measured]] = {
     "network": run_network,
     "tiling": run_tiling,
     "job": run_job,
     "pools": run_pools,
+    "training": run_training,
 }
 
 

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ from streamdeblur.models.checkpoint import Metadata, save_checkpoint
 from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig, network_from_state
 from streamdeblur.models.random_weights import random_state
 from streamdeblur.restore.engine import resolve_precision
-from streamdeblur.training.batches import Batches, augment
+from streamdeblur.training.batches import Batches, augment, generator
 from streamdeblur.training.losses import DeblurLoss
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.schedule import rate_factor
@@ -38,6 +39,9 @@ from streamdeblur.training.state import has_state, load_state, save_state
 from streamdeblur.training.validation import Pairs, Scores, validate
 
 log = logging.getLogger(__name__)
+
+#: Stream of random numbers of dropout (``batches`` and ``feeds`` have others).
+_DROPOUT = 4
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,11 @@ class _Stop:
             raise KeyboardInterrupt
         self._signal = number
 
+    @property
+    def signalled(self) -> bool:
+        """Whether this process got a signal."""
+        return bool(self._signal)
+
     def reason(self, world: World) -> str:
         """Why to stop, "" to go on; the same on every process."""
         code = self._signal or (1000 if self._deadline is not None and time.monotonic() >= self._deadline else 0)
@@ -220,6 +229,7 @@ class Trainer:
         self._loss = DeblurLoss(recipe.loss.msfr_weight, recipe.loss.msfr)
         self.step = 0
         self.best: float | None = None
+        self._validated: int | None = None  # the step of the last validation
         self._warm_from: int | None = None
         self._resume()
         self._run = self._prepare()
@@ -240,7 +250,7 @@ class Trainer:
                 f"{self.folder} holds a run of another architecture than the recipe's", "choose another folder"
             )
         self._say_changes(values["recipe"])
-        self.step, self.best = values["step"], values["best"]
+        self.step, self.best, self._validated = values["step"], values["best"], values.get("validated")
         self.net.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
         self.averaged.net.load_state_dict(
             {k.removeprefix("ema/"): v for k, v in tensors.items() if k.startswith("ema/")}
@@ -262,15 +272,13 @@ class Trainer:
             self._warm_from = self.step
         if values.get("scaler"):
             self._scaler.load_state_dict(values["scaler"])
-        torch.set_rng_state(tensors["rng"].to(torch.uint8))
 
     def _say_changes(self, before: dict[str, Any]) -> None:
-        now = asdict(self.recipe)
         if self.world.main:
-            for key in now:
-                old = before.get(key)
-                if old != _plain(now[key]):
-                    log.warning("resumed with another %s than before: %s, was %s", key, _plain(now[key]), old)
+            old = _flat(before)
+            for key, value in _flat(_plain(asdict(self.recipe))).items():
+                if key in old and old[key] != value:
+                    log.warning("resumed with another %s than before: %s, was %s", key, value, old[key])
 
     def save(self) -> None:
         """Write the state and the averaged weights. On the main process; the others do nothing."""
@@ -283,10 +291,10 @@ class Trainer:
             if moments and self.recipe.state.moments:
                 tensors |= {f"{key}/{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
                 tensors["optimizer_step"] = moments["step"]
-        tensors["rng"] = torch.get_rng_state()
         values = {
             "step": self.step,
             "best": self.best,
+            "validated": self._validated,
             "architecture": asdict(self.net.config),
             "recipe": _plain(asdict(self.recipe)),
             "scaler": self._scaler.state_dict(),
@@ -307,7 +315,9 @@ class Trainer:
             training_data=r.training_data,
             recipe=f"{self.step} steps of {r.data.batch * self.world.size} crops of {r.data.crop} px, "
             f"{r.optimizer.name}, peak learning rate {r.optimizer.lr:g}, {r.schedule.kind}, "
-            f"MSFR weight {r.loss.msfr_weight:g}, averaged with decay {r.optimizer.ema:g}",
+            f"MSFR weight {r.loss.msfr_weight:g}"
+            + f", averaged with decay {r.optimizer.ema:g}"
+            * bool(r.optimizer.ema),
             score=None if scores is None else round(scores.score, 4),
             score_note=note,
             licence=r.licence,
@@ -330,10 +340,19 @@ class Trainer:
             factor *= min(1.0, (self.step - self._warm_from + 1) / (self.recipe.schedule.warmup + 1))
         return self.recipe.optimizer.lr * factor
 
-    def _train_step(self, blur: Tensor, sharp: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def train_step(self, blur: Tensor, sharp: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """One update. blur, sharp: (N, 3, H, W) float32 in [0, 1] on the run's device, channels_last for speed.
+
+        Returns the loss, its parts and the norm of the gradient before clipping: scalars on the device, not waited for.
+        ``step`` is the caller's to count.
+        """
         rate = self._rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        if self.net.config.dropout:
+            # Of seed, step and process alone, as all that is random: nothing to save, and no two processes alike.
+            seed = generator(self.recipe.seed, _DROPOUT, self.step, self.world.rank).integers(2**63)
+            torch.manual_seed(int(seed))
         device = self.world.device.type
         with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
             outputs = self._run(blur)
@@ -354,21 +373,24 @@ class Trainer:
         started = time.monotonic()
         scores: Scores | None = None
         stopped = ""
-        torch.manual_seed(r.seed) if self.step == 0 else None
-        (self.folder).mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         if world.main:
             (self.folder / "recipe.json").write_text(r.to_json(), encoding="utf-8")
         meter = _Meter()
-        pending: tuple[Tensor, Tensor, Tensor] | None = None
+        pending: _Done | None = None
         with _Stop(max_minutes) as stop, contextlib.closing(_Ahead(self._feed())) as feed:
+            if self.step >= r.steps and self._validation and self._validated != self.step:
+                scores = self._validate(stop)  # was stopped after its last step
+                stopped = stop.reason(world)
+                self.save()
             while self.step < r.steps:
                 waited = time.monotonic()
                 blur, sharp = next(feed)
                 meter.waited += time.monotonic() - waited
-                loss, parts, norm = self._train_step(blur, sharp)
+                loss, parts, norm = self.train_step(blur, sharp)
                 # The loss of the step before is looked at while the device works on this one.
                 self._check(pending)
-                pending = (loss, blur, sharp)
+                pending = _Done(loss, norm, blur, sharp)
                 meter.add(loss, parts, norm)
                 self.step += 1
                 if self.step % r.log_every == 0 or self.step == r.steps:
@@ -381,7 +403,8 @@ class Trainer:
                 if self._validation and due and not stopped:
                     self._check(pending)
                     pending = None
-                    scores = self._validate()
+                    scores = self._validate(stop) or scores
+                    stopped = stop.reason(world)
                     meter.restart()
                 if self.step % r.state.every == 0 or self.step == r.steps or stopped:
                     self._check(pending)
@@ -390,9 +413,8 @@ class Trainer:
                     meter.restart()
                 if stopped:
                     break
-        return Outcome(
-            self.step, self.step >= r.steps, stopped, scores, self.best, self.folder, time.monotonic() - started
-        )
+        finished = self.step >= r.steps and (not self._validation or self._validated == self.step)
+        return Outcome(self.step, finished, stopped, scores, self.best, self.folder, time.monotonic() - started)
 
     def _feed(self) -> Iterator[tuple[Tensor, Tensor]]:
         for step, crops in enumerate(self._batches.start(self.step), start=self.step):
@@ -405,15 +427,22 @@ class Trainer:
                 device=self.world.device,
             )
 
-    def _check(self, pending: tuple[Tensor, Tensor, Tensor] | None) -> None:
-        if pending is None or math.isfinite(float(pending[0])):
+    def _check(self, pending: _Done | None) -> None:
+        """Raise unless the loss and the gradient of step ``self.step`` are finite (fp16 skips steps that are not)."""
+        if pending is None:
+            return
+        values = {"loss": float(pending.loss)}
+        if not self._scaler.is_enabled():
+            values["norm of the gradient"] = float(pending.norm)
+        wrong = [(name, value) for name, value in values.items() if not math.isfinite(value)]
+        if not wrong:
             return
         path = self.folder / f"not-a-number-{self.world.rank}.safetensors"
-        blur, sharp = (t.contiguous().cpu() for t in pending[1:])
-        with contextlib.suppress(OSError):
-            save_file({"blur": blur, "sharp": sharp}, path, {"step": str(self.step), "loss": str(float(pending[0]))})
+        batch = {"blur": pending.blur.contiguous().cpu(), "sharp": pending.sharp.contiguous().cpu()}
+        with contextlib.suppress(OSError, SafetensorError):
+            save_file(batch, path, {"step": str(self.step), **{k: str(v) for k, v in values.items()}})
         raise TrainingError(
-            f"the loss became {float(pending[0])} at step {self.step}; its batch is in {path}",
+            f"the {wrong[0][0]} became {wrong[0][1]} at step {self.step}; its batch is in {path}",
             "lower lr or set clip; the state before it is kept",
         )
 
@@ -423,7 +452,8 @@ class Trainer:
             for observer in self._observers:
                 observer.on_progress(progress)
 
-    def _validate(self) -> Scores | None:
+    def _validate(self, stop: _Stop) -> Scores | None:
+        """On the main process; None on the others, or where a signal cut it short. The others wait in what follows."""
         scores = None
         if self.world.main:
             scores = validate(
@@ -433,15 +463,26 @@ class Trainer:
                 self._dtype,
                 sharp=self.recipe.validation.sharp,
                 strips=2,
+                stop=lambda: stop.signalled,
             )
+        if scores is not None or not self.world.main:
+            self._validated = self.step
+        if scores is not None:
             if self.best is None or scores.score > self.best:
                 self.best = scores.score
                 self._checkpoint(self.folder / "best.safetensors", scores)
             for observer in self._observers:
                 observer.on_validation(self.step, scores)
-        if self.world.size > 1:
-            dist.barrier()
         return scores
+
+
+class _Done(NamedTuple):
+    """A step whose numbers nobody has looked at yet."""
+
+    loss: Tensor
+    norm: Tensor
+    blur: Tensor
+    sharp: Tensor
 
 
 class _Meter:
@@ -502,6 +543,14 @@ class _Ahead:
         if close is not None:
             with contextlib.suppress(StreamdeblurError, RuntimeError):
                 close()
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
+    return flat
 
 
 def _plain(value: Any) -> Any:
