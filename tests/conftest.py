@@ -18,7 +18,7 @@ import pytest
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 #: A skip whose reason holds one of these is for want of something that CI has.
-WANTED = ("STREAMDEBLUR_DATA", "ffprobe")
+WANTED = ("STREAMDEBLUR_DATA", "ffprobe", "scikit-image", "onnxruntime", "TensorBoard")
 
 
 def _skips_forbidden() -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import logging
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -20,6 +22,9 @@ from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.mimo_unet import MIMO_UNET, MIMO_UNET_PLUS, MIMOUNetConfig, network_from_state
 from streamdeblur.models.random_weights import random_state
 from streamdeblur.models.simple import OFFSET_STEP, Identity, Offset
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +180,20 @@ def _build(name: str | None, weights: str | os.PathLike[str] | None) -> Residual
     state, metadata = read_weights(weights)
     if variant is not None:
         _check_variant(weights, metadata, variant)
+    _say_preview(os.fspath(weights), metadata)
     return _assemble(metadata.config, state, variant.ensemble if variant else 0)
+
+
+@cache
+def _say_preview_once(path: str, what: str) -> None:
+    log.warning("%s", what)
+
+
+def _say_preview(path: str, metadata: Metadata) -> None:
+    """Weights that fell short in their validation say so wherever they are used, once a process."""
+    reason = metadata.extra.get("preview")
+    if reason:
+        _say_preview_once(path, f"{metadata.variant}: these weights are a preview: {reason}")
 
 
 def _parse_seed(weights: str) -> int:

@@ -35,7 +35,16 @@ ROOMS = (
 )
 
 #: Modules that travel to machines with torch, numpy and safetensors and nothing else (a name covers its submodules).
-PORTABLE = ("color", "models", "restore", "training.losses", "training.trainer")
+PORTABLE = (
+    "color",
+    "models",
+    "restore",
+    "evaluation.metrics",
+    *(
+        f"training.{name}"
+        for name in ("bare", "batches", "codec", "losses", "recipe", "schedule", "shards", "state", "trainer", "validation")
+    ),
+)
 PORTABLE_LIBRARIES = {"torch", "numpy", "safetensors"}
 PORTABLE_BELOW = ("version", "errors", "frames", *PORTABLE)
 

@@ -1,0 +1,298 @@
+"""What can be measured: variants of ours, Python factories, torch.export programs, ONNX files; and what is refused."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from streamdeblur.errors import StreamdeblurError, UsageError, WeightsError
+from streamdeblur.evaluation.onnx_files import count_parameters
+from streamdeblur.evaluation.restorers import load_candidates
+from streamdeblur.models import registry
+from streamdeblur.models.checkpoint import Metadata, save_checkpoint
+from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig
+from streamdeblur.models.random_weights import random_state
+
+# -- a hand-made ONNX file: Protocol Buffers' wire format, field numbers from onnx.proto ------------------------------
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number: int, value: int | str | bytes) -> bytes:
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    data = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def tensor_info(name: str, shape: list[int | str]) -> bytes:
+    dims = b"".join(field(1, field(1, d) if isinstance(d, int) else field(2, d)) for d in shape)
+    return field(1, name) + field(2, field(1, field(1, 1) + field(2, dims)))
+
+
+def onnx_scale(path: Path, scale: tuple[float, float, float], size: list[int | str] | None = None) -> Path:
+    """y = x * scale, a number for each channel; size: (H, W) that it takes, names for any."""
+    shape = ["n", 3, *(size or ["h", "w"])]
+    weights = field(1, 1) + field(1, 3) + field(1, 1) + field(1, 1) + field(2, 1) + field(8, "s")
+    weights += field(9, struct.pack("<3f", *scale))
+    node = field(1, "x") + field(1, "s") + field(2, "y") + field(4, "Mul")
+    graph = field(1, node) + field(2, "g") + field(5, weights)
+    graph += field(11, tensor_info("x", shape)) + field(12, tensor_info("y", shape))
+    path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13)))
+    return path
+
+
+def image(height: int = 24, width: int = 40) -> Tensor:
+    return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(3))
+
+
+# -- ours --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_variant_runs_through_the_restorer_with_its_cost() -> None:
+    (one,) = load_candidates(["mimo-unet-small=random:5"], precision="fp32", tiling="whole")
+    x = image(30, 42)  # no multiple of 4
+    net = registry.build("mimo-unet-small", "random:5")
+    padded = nn.functional.pad(x, (0, 2, 0, 2), mode="reflect")
+    expected = (padded + net.residual(padded))[..., :30, :42]
+    assert torch.allclose(one(x), expected, atol=1e-5)
+    assert (one.name, one.kind, one.precision, one.tiling) == ("mimo-unet-small", "streamdeblur", "fp32", "whole")
+    assert one.parameters == sum(p.numel() for p in net.parameters())
+    # an independent count: the dispatcher's own, at the padded size (ours mixes before resizing, 0.7 % less)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net.residual(padded)
+    assert one.gflop(x) == pytest.approx(counter.get_total_flops() / 1e9, rel=0.02)
+
+
+def test_self_ensemble_counts_every_pass() -> None:
+    plain, four, eight = load_candidates(
+        ["mimo-unet-plus", "mimo-unet-plus-plus", "mimo-unet-plus-plus:8"], weights="random:0"
+    )
+    x = image(16, 16)
+    base = plain.gflop(x)
+    assert base is not None
+    assert base > 0
+    assert four.gflop(x) == pytest.approx(4 * base)
+    assert eight.gflop(x) == pytest.approx(8 * base)
+    assert plain.parameters == four.parameters == eight.parameters
+
+
+def test_a_checkpoint_brings_its_own_variant(tmp_path: Path) -> None:
+    config = MIMOUNetConfig(width=8, blocks=1)
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(path, random_state(config, 1), Metadata(variant="tiny", config=config))
+    (one,) = load_candidates([str(path)], precision="fp32")
+    assert one.name == "tiny"
+    assert one.parameters == sum(p.numel() for p in MIMOUNet(config).parameters())
+
+
+def test_weights_go_to_variants_that_take_some() -> None:
+    still, net = load_candidates(["identity", "mimo-unet-small"], weights="random:0", precision="fp32")
+    x = image()
+    assert torch.equal(still(x), x)
+    assert still.parameters == still.gflop(x) == 0
+    assert torch.allclose(net(x), load_candidates(["mimo-unet-small=random:0"], precision="fp32")[0](x))
+
+
+def test_names_are_told_apart(tmp_path: Path) -> None:
+    onnx_scale(tmp_path / "sharp.onnx", (1, 1, 1))
+    names = [
+        c.name
+        for c in load_candidates(
+            ["mimo-unet-small=random:0", "mimo-unet-small=random:1", "offset", "identity", "identity"]
+        )
+    ]
+    assert names == [
+        "mimo-unet-small (random:0)",
+        "mimo-unet-small (random:1)",
+        "offset",
+        "identity (identity) #1",
+        "identity (identity) #2",
+    ]
+
+
+# -- Python factories --------------------------------------------------------------------------------------------------
+
+FACTORIES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    size_multiple = 8
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1, 3, 1, 1), 0.5))
+        self.drop = nn.Dropout(0.5)
+    def forward(self, x):
+        assert x.shape[-1] % 8 == 0 and x.shape[-2] % 8 == 0, "sizes"
+        return self.drop(x) * self.scale
+
+def network(): return Net()
+def convolution(): return nn.Conv2d(3, 3, 5, padding=2)
+def plain(): return lambda x: x + 0.25
+def picky():
+    def run(x):
+        if x.shape[-1] % 16 or x.shape[-2] % 16: raise RuntimeError("want 16")
+        return x.clone()
+    return run
+def shrinks(): return lambda x: x[..., ::2, ::2]
+def breaks(): return lambda x: x * float("nan")
+def whole_numbers(): return lambda x: (x * 255).to(torch.uint8)
+def stages(): return lambda x: [x, x]
+def nothing(): return 3
+def fails(): raise RuntimeError("no weights here")
+half = 0.5
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "rival_networks.py"
+    path.write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def test_a_module_factory_in_eval_mode_padded_to_its_multiple(factories: Path) -> None:
+    by_module, by_file = load_candidates(["rival_networks:network", f"{factories}:network"])
+    x = image(20, 30)
+    for one in (by_module, by_file):
+        assert torch.allclose(one(x), x * 0.5)
+        assert (one.kind, one.parameters, one.precision, one.tiling) == ("python", 3, "fp32", "whole")
+
+
+def test_a_plain_function_and_padding_by_option(factories: Path) -> None:
+    (plain,) = load_candidates(["rival_networks:plain"])
+    x = image()
+    assert torch.equal(plain(x), x + 0.25)
+    assert plain.parameters is None
+    (picky,) = load_candidates(["rival_networks:picky"], multiple=16)
+    assert torch.equal(picky(x), x)
+    (picky,) = load_candidates(["rival_networks:picky"])
+    with pytest.raises(StreamdeblurError, match=r"failed on an image of 40x24: RuntimeError: want 16; .*--multiple"):
+        picky(x)
+
+
+def test_operations_of_what_is_no_module_are_counted_where_they_can_be(factories: Path) -> None:
+    net, plain, picky = load_candidates([f"rival_networks:{n}" for n in ("convolution", "plain", "picky")])
+    x = image(20, 30)
+    assert net.gflop(x) == pytest.approx(2 * 20 * 30 * 3 * 3 * 25 / 1e9)  # multiply and add
+    assert plain.gflop(x) is None
+    assert picky.gflop(x) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("shrinks", r"returned \(1, 3, 12, 20\) for an image of \(1, 3, 24, 40\)"),
+        ("breaks", "not finite for an image of 40x24"),
+        ("whole_numbers", "returned torch.uint8"),
+        ("stages", "returned a list of 2, not a tensor"),
+    ],
+)
+def test_what_is_no_image_is_refused(factories: Path, name: str, text: str) -> None:
+    (one,) = load_candidates([f"rival_networks:{name}"])
+    with pytest.raises(StreamdeblurError, match=text) as e:
+        one(image())
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("rival_networks:missing", "has no function missing"),
+        ("rival_networks:half", "has no function half"),
+        ("rival_networks:nothing", "built a int, which can't be called"),
+        ("rival_networks:fails", "failed to build: RuntimeError: no weights here"),
+        ("no_such_module_here:build", "can't be imported: ModuleNotFoundError"),
+        ("absent.py:build", "no file absent.py"),
+        ("mimo-unit", "unknown model 'mimo-unit'; did you mean mimo-unet"),
+        ("mimo-unet=missing.safetensors", "missing.safetensors"),
+        ("missing.pt2", "missing.pt2 does not exist"),
+        ("missing.onnx", "missing.onnx does not exist"),
+        ("identity=random:0", "identity takes no weights"),
+    ],
+)
+def test_unknown_models_are_one_line(factories: Path, word: str, text: str) -> None:
+    with pytest.raises((UsageError, WeightsError), match=text) as e:
+        load_candidates([word])
+    assert "\n" not in str(e.value)
+
+
+# -- torch.export and ONNX ---------------------------------------------------------------------------------------------
+
+
+class Blend(nn.Module):
+    """y = 0.75 x + bias: something a file holds three numbers of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor([0.1, 0.0, -0.05])[None, :, None, None])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[..., ::2, ::2] * 2, 0.75 * x + self.bias
+
+
+def test_an_exported_program_runs_at_any_size_it_was_made_for(tmp_path: Path) -> None:
+    path = tmp_path / "rival.pt2"
+    height, width = torch.export.Dim("h", min=8, max=512), torch.export.Dim("w", min=8, max=512)
+    program = torch.export.export(Blend(), (torch.rand(1, 3, 64, 96),), dynamic_shapes=({2: height, 3: width},))
+    torch.export.save(program, path)
+    (one,) = load_candidates([str(path)])
+    x = image(26, 50)
+    bias = torch.tensor([0.1, 0.0, -0.05])[None, :, None, None]
+    assert torch.allclose(one(x), 0.75 * x + bias, atol=1e-6)  # the one output of the image's size
+    assert (one.name, one.kind, one.parameters) == ("rival", "torch.export", 3)
+    with pytest.raises(StreamdeblurError, match="rival failed on an image of 600x16"):
+        one(image(16, 600))
+
+
+def test_a_damaged_program_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "rival.pt2"
+    path.write_bytes(b"not a program")
+    with pytest.raises(WeightsError, match=r"rival.pt2 is not a program that this PyTorch loads") as e:
+        load_candidates([str(path)])
+    assert "\n" not in str(e.value)
+
+
+def test_an_onnx_file_tells_its_parameters(tmp_path: Path) -> None:
+    assert count_parameters(onnx_scale(tmp_path / "a.onnx", (1, 2, 3))) == 3
+    (tmp_path / "b.onnx").write_bytes(b"\xff" * 40)
+    assert count_parameters(tmp_path / "b.onnx") is None
+    (tmp_path / "c.onnx").write_bytes((tmp_path / "a.onnx").read_bytes()[:-20])
+    assert count_parameters(tmp_path / "c.onnx") is None
+
+
+def test_a_handmade_onnx_file_runs(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'streamdeblur[detect]'")
+    path = onnx_scale(tmp_path / "rival.onnx", (1.5, 1.0, 0.5))
+    (one,) = load_candidates([str(path)], multiple=16)
+    x = image(26, 50)
+    assert torch.allclose(one(x), x * torch.tensor([1.5, 1.0, 0.5])[None, :, None, None], atol=1e-6)
+    assert (one.name, one.kind, one.parameters, one.gflop(x)) == ("rival", "onnx", 3, None)
+    (fixed,) = load_candidates([str(onnx_scale(tmp_path / "fixed.onnx", (1, 1, 1), [24, 40]))])
+    assert torch.equal(fixed(image()), image())
+    with pytest.raises(StreamdeblurError, match=r"fixed.onnx takes 40x24 only, and the image is 50x26"):
+        fixed(x)
+    path.write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="not a network that onnxruntime loads") as e:
+        load_candidates([str(path)])
+    assert "\n" not in str(e.value)
+
+
+def test_without_onnxruntime_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match=r"needs onnxruntime; pip install 'streamdeblur\[detect\]'"):
+        load_candidates([str(onnx_scale(tmp_path / "a.onnx", (1, 1, 1)))])
