@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,10 +23,47 @@ Interlaced = Literal["auto", "progressive", "tff", "bff"]
 Preset = Literal["auto", "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
 
+#: The worst quality that an encoder takes, of those that have a scale of it.
+CRF_LIMITS: Mapping[str, int] = {
+    "x264": 51, "x264rgb": 51, "x265": 51, "av1": 63, "svtav1": 63, "vp9": 63,
+    "h264_nvenc": 51, "hevc_nvenc": 51, "av1_nvenc": 63,
+}  # fmt: skip
+_ALWAYS_LOSSLESS = ("ffv1",)
+_NEVER_LOSSLESS = ("av1", "svtav1", "av1_nvenc")
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Values of several fields that can't be meant together.
+
+    applies: whether the values of a model do that; says: what is wrong and what to do, from the same values.
+    """
+
+    fields: tuple[str, ...]
+    applies: Callable[[Any], bool]
+    says: Callable[[Any], str]
+
+
+class ConflictError(ValueError):
+    """Raised within validation, so that ``merge`` finds the conflict again."""
+
+    def __init__(self, conflict: Conflict, values: Any) -> None:
+        super().__init__(conflict.says(values))
+        self.conflict = conflict
+
+
 class StrictModel(BaseModel):
-    """Immutable, refuses unknown keys and silent conversions that lose something."""
+    """Immutable, refuses unknown keys, silent conversions that lose something, and values that exclude each other."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    conflicts: ClassVar[tuple[Conflict, ...]] = ()
+
+    @model_validator(mode="after")
+    def _without_conflicts(self) -> Self:
+        for conflict in self.conflicts:
+            if conflict.applies(self):
+                raise ConflictError(conflict, self)
+        return self
 
 
 class RestoreOptions(StrictModel):
@@ -71,18 +109,49 @@ class ProcessOptions(RestoreOptions, EncodeOptions):
         "fail", description="bypass: keep what decodes and pass frames through that can't be restored."
     )
     overwrite: bool = Field(False, description="Replace an existing output.")
-    rate: float = Field(25.0, gt=0, le=1000, description="Frames a second of a video made from a folder of images.")
+    rate: float | None = Field(
+        None, gt=0, le=1000, description="Frames a second of a video made from a folder of images. Default: 25."
+    )
     ledger: Path | None = Field(None, description="Write what became of every frame to this file (JSON lines).")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.duration is not None and self.duration <= 0:
             raise ValueError(f"duration {self.duration:g} selects nothing: give a number of seconds above 0")
-        if self.deinterlace and self.interlaced == "progressive":
-            raise ValueError("deinterlace needs an interlaced source, and interlaced is set to progressive")
-        if self.lossless and self.crf is not None:
-            raise ValueError("lossless and crf exclude each other: leave one out")
         return self
+
+    conflicts: ClassVar[tuple[Conflict, ...]] = (
+        Conflict(
+            ("deinterlace", "interlaced"),
+            lambda o: o.deinterlace and o.interlaced == "progressive",
+            lambda o: "deinterlace needs an interlaced source, and interlaced is set to progressive",
+        ),
+        Conflict(
+            ("lossless", "crf"),
+            lambda o: o.lossless and o.crf is not None,
+            lambda o: "lossless and crf exclude each other: leave one out",
+        ),
+        Conflict(
+            ("encoder", "crf"),
+            lambda o: o.encoder in _ALWAYS_LOSSLESS and o.crf is not None,
+            lambda o: f"{o.encoder} is always lossless, so crf {o.crf:g} has no meaning: leave one out",
+        ),
+        Conflict(
+            ("encoder", "preset"),
+            lambda o: o.encoder in _ALWAYS_LOSSLESS and o.preset != "auto",
+            lambda o: f"{o.encoder} has no presets, so preset {o.preset} has no meaning: leave one out",
+        ),
+        Conflict(
+            ("encoder", "crf"),
+            lambda o: o.crf is not None and o.crf > CRF_LIMITS.get(o.encoder, o.crf),
+            lambda o: f"crf {o.crf:g} is more than {o.encoder} takes: give 0 to {CRF_LIMITS[o.encoder]}",
+        ),
+        Conflict(
+            ("encoder", "lossless"),
+            lambda o: o.encoder in _NEVER_LOSSLESS and o.lossless,
+            lambda o: f"{o.encoder} has no lossless mode here: ffv1, x264, x265 and vp9 have one",
+        ),
+    )
 
 
 M = TypeVar("M", bound="StrictModel")
@@ -108,6 +177,32 @@ def parse(model: type[M], values: Mapping[str, Any], origin: str = "") -> M:
         text = str(first["msg"]).removeprefix("Value error, ")
         what = f"{name} {first['input']!r}{where}: {text}" if name else f"{text}{where}"
         raise ConfigError(what) from e
+
+
+def merge(model: type[M], file: Mapping[str, Any], given: Mapping[str, Any], origin: str) -> M:
+    """A model from the values of a file and, over them, those of the command line.
+
+    What is given wins: where it conflicts (``StrictModel.conflicts``) with a value that only the file has, the file's
+    is dropped. origin: the file's name. Faults of the file are blamed on the file. Raises ConfigError.
+    """
+    parse(model, file, origin)
+    values = {**file, **given}
+    while (conflict := _conflict(model, values)) is not None:
+        losers = [f for f in conflict.fields if f in values and f not in given]
+        if len(losers) == len(conflict.fields) or not losers:
+            break
+        for name in losers:
+            del values[name]
+    return parse(model, values, f"{origin} and the command line" if file else "the command line")
+
+
+def _conflict(model: type[StrictModel], values: Mapping[str, Any]) -> Conflict | None:
+    try:
+        model.model_validate(dict(values))
+    except ValidationError as e:
+        error = e.errors(include_url=False)[0].get("ctx", {}).get("error")
+        return error.conflict if isinstance(error, ConflictError) else None
+    return None
 
 
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:

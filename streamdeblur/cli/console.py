@@ -90,11 +90,14 @@ def make_console() -> Console:
     return Console(file=sys.stderr, soft_wrap=True)
 
 
-def set_up_logging(console: Console, *, quiet: bool, debug: bool) -> None:
-    """Warnings of the package to the console; errors only when quiet, everything when debugging."""
+def set_up_logging(console: Console, *, debug: bool, quiet: bool = False) -> None:
+    """Warnings of the package to the console, everything when debugging.
+
+    A warning says that something is lost or changed, so ``quiet`` does not silence it.
+    """
     logger = logging.getLogger("streamdeblur")
     for old in list(logger.handlers):
         logger.removeHandler(old)
     logger.addHandler(LineHandler(console))
-    logger.setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.WARNING)
+    logger.setLevel(logging.DEBUG if debug else logging.WARNING)
     logger.propagate = False

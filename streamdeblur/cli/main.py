@@ -11,10 +11,11 @@ from typing import Any, NoReturn
 import click
 from rich.table import Table
 
+from streamdeblur.cli import evaluation, synthesis, training
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit
 from streamdeblur.cli.options import gather, model_options
-from streamdeblur.config import ProcessOptions
+from streamdeblur.config import Interlaced, ProcessOptions
 from streamdeblur.errors import UsageError
 from streamdeblur.version import __version__
 
@@ -24,7 +25,8 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 def common(function: Any) -> Any:
     """Options that every command has."""
     function = click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")(function)
-    return click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings.")(function)
+    text = "No progress and no summary; what is lost or changed is still told, as warnings on stderr."
+    return click.option("-q", "--quiet", is_flag=True, help=text)(function)
 
 
 @click.group(context_settings=_SETTINGS)
@@ -44,7 +46,7 @@ def process(
     source: str, output: str | None, config: str | None, as_json: bool, quiet: bool, debug: bool, **given: Any
 ) -> None:
     """Restore one video, one image, or a folder of images."""
-    console = _begin(quiet, debug)
+    console = _begin(debug)
     options = gather(ProcessOptions, config, given)
     from streamdeblur.jobs.images import is_image_job, process_images
     from streamdeblur.jobs.process import process_video
@@ -72,6 +74,14 @@ def process(
 @click.option("--stream", type=int, default=0, help="Which video stream was restored.")
 @click.option("--start", type=float, default=None, help="As it was given to process.")
 @click.option("--duration", type=float, default=None, help="As it was given to process.")
+@click.option(
+    "--interlaced",
+    type=click.Choice(["auto", "progressive", "tff", "bff"]),
+    default="auto",
+    show_default=True,
+    help="As it was given to process.",
+)
+@click.option("--deinterlace", is_flag=True, help="As it was given to process.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @common
 def verify(
@@ -80,15 +90,25 @@ def verify(
     stream: int,
     start: float | None,
     duration: float | None,
+    interlaced: Interlaced,
+    deinterlace: bool,
     as_json: bool,
     quiet: bool,
     debug: bool,
 ) -> None:
     """Compare SOURCE with the OUTPUT made from it; exit 1 with what differs."""
-    _begin(quiet, debug)
+    _begin(debug)
     from streamdeblur.jobs.verify import verify as run
 
-    report = run(source, output, stream=stream, start=start, duration=duration)
+    report = run(
+        source,
+        output,
+        stream=stream,
+        start=start,
+        duration=duration,
+        interlaced=interlaced,
+        deinterlace=deinterlace,
+    )
     if as_json:
         print(json.dumps(report.as_dict(), indent=2))
     else:
@@ -108,7 +128,7 @@ def verify(
 @common
 def models(as_json: bool, quiet: bool, debug: bool) -> None:
     """List the variants: parameters, work, receptive field, weights found."""
-    _begin(quiet, debug)
+    _begin(debug)
     from streamdeblur.models.analysis import describe
 
     rows = describe()
@@ -152,13 +172,18 @@ def weights() -> None:
 @common
 def weights_import(source: str, output: str, overwrite: bool, quiet: bool, debug: bool) -> None:
     """Convert MIMO-UNet.pkl or MIMO-UNetPlus.pkl of the authors to a checkpoint of ours."""
-    console = _begin(quiet, debug)
+    console = _begin(debug)
     from streamdeblur.errors import OutputError
     from streamdeblur.models.authors import authors_metadata, import_authors
     from streamdeblur.models.checkpoint import save_checkpoint
 
-    if os.path.exists(output) and not overwrite:
-        raise OutputError(f"{output} exists", "--overwrite replaces it")
+    if not output.lower().endswith(".safetensors"):
+        raise UsageError(f"output {output} of a checkpoint does not end in .safetensors", "name it so with -o")
+    if os.path.exists(output):
+        if os.path.exists(source) and os.path.samefile(source, output):
+            raise UsageError(f"output {output} is the source itself", "choose another output with -o")
+        if not overwrite:
+            raise OutputError(f"{output} exists", "--overwrite replaces it")
     state, variant = import_authors(source)
     save_checkpoint(output, state, authors_metadata(variant))
     if not quiet:
@@ -171,7 +196,7 @@ def weights_import(source: str, output: str, overwrite: bool, quiet: bool, debug
 @common
 def weights_show(file: str, quiet: bool, debug: bool) -> None:
     """Print a checkpoint's metadata as JSON."""
-    _begin(quiet, debug)
+    _begin(debug)
     from dataclasses import asdict
 
     from streamdeblur.models.checkpoint import read_metadata
@@ -200,7 +225,7 @@ def demo(
     debug: bool,
 ) -> None:
     """Render a blurry clip with sound, restore it, and measure against the sharp truth."""
-    console = _begin(quiet, debug)
+    console = _begin(debug)
     from streamdeblur.jobs.demo import DemoOptions, run_demo
 
     width, _, height = size.lower().partition("x")
@@ -222,10 +247,14 @@ def demo(
         print(path)
 
 
-def _begin(quiet: bool, debug: bool) -> Any:
+def _begin(debug: bool) -> Any:
     console = make_console()
-    set_up_logging(console, quiet=quiet, debug=debug)
+    set_up_logging(console, debug=debug)
     return console
+
+
+for command in (evaluation.evaluate, synthesis.synthesize, training.prepare, training.train):
+    cli.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
-from streamdeblur.config import StrictModel, load_yaml, parse
+from streamdeblur.config import StrictModel, load_yaml, merge, parse
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=StrictModel)
@@ -68,11 +68,9 @@ def _type(kind: Any) -> Any:
 
 
 def gather(model: type[M], config: str | None, given: Mapping[str, Any]) -> M:
-    """The model from a YAML file (if any) with the command line's own values over it."""
-    values: dict[str, Any] = {}
-    if config is not None:
-        values.update(load_yaml(config))
-        parse(model, values, config)  # so that a fault in the file is blamed on the file
+    """The model from a YAML file (if any) and the command line's own values, which win."""
     fields = typing.cast(Mapping[str, Any], model.model_fields)
     mine = {k: v for k, v in given.items() if v is not None and k in fields}
-    return parse(model, {**values, **mine}, "" if config is None else f"{config} and the command line")
+    if config is None:
+        return parse(model, mine)
+    return merge(model, load_yaml(config), mine, config)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from streamdeblur.config import ProcessOptions
-from streamdeblur.errors import InputError, OutputError, UsageError, WorkerError
-from streamdeblur.frames import Frame, Gap, apply_correction
+from streamdeblur.errors import InputError, OutputError, UsageError
+from streamdeblur.frames import Gap
 from streamdeblur.jobs.process import ProcessSummary, Progress, check_target
+from streamdeblur.jobs.run import open_ledger, open_source, refuse_meaningless, restored, settle
 from streamdeblur.jobs.workforce import Workforce, tiling_words
-from streamdeblur.runtime.ledger import FrameRecord, Ledger, Status
+from streamdeblur.runtime.ledger import Ledger
 from streamdeblur.runtime.pool import Result
-from streamdeblur.runtime.reorder import ReorderBuffer
-from streamdeblur.version import __version__
 from streamdeblur.video.images import is_image, list_images, read_image, write_image
-from streamdeblur.video.reader import DecodedFrame, SourceTags, VideoReader
+from streamdeblur.video.reader import DecodedFrame, VideoReader
+from streamdeblur.video.tags import SourceTags
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class _ImageJob:
         self.skipped = 0
         self.reader: VideoReader | None = None
         single = is_image(source)
+        refuse_meaningless(options, "pictures" if single or self.source.is_dir() else "pictures from a video", source)
         if single:
             default = self.source.with_name(f"{self.source.stem}.deblurred{self.source.suffix}")
         else:
@@ -113,21 +116,11 @@ class _ImageJob:
             yield frame, tags, path, self.target / path.name
 
     def _video(self) -> Iterator[_Item]:
-        o = self.options
         if is_image(self.target):
             raise UsageError(
                 f"output {self.target} is one picture, and {self.source} is a video", "name a folder, ending in /"
             )
-        with VideoReader(
-            self.source,
-            stream=o.stream,
-            on_error=o.on_error,
-            start=o.start,
-            duration=o.duration,
-            interlaced=o.interlaced,
-            deinterlace=o.deinterlace,
-            copy_streams=False,
-        ) as reader:
+        with open_source(self.options, self.source, copy_streams=False) as reader:
             self.reader = reader
             self.total = reader.info.frames or None
             self._make_folder()
@@ -147,28 +140,18 @@ class _ImageJob:
         spec = first[0].spec
         self.size = (spec.width, spec.height)
         workforce = Workforce(o, None)
-        ledger = Ledger(
-            o.ledger,
-            source=str(self.source),
-            output=str(self.target),
-            settings=o.model_dump(mode="json"),
-            version=__version__,
-        )
+        pending = itertools.chain([first], items)
+
+        def take(_: float) -> _Item | None:
+            item = next(pending, None)
+            self.read += item is not None
+            return item
+
+        ledger = open_ledger(o, self.source, self.target)
         with ledger, workforce.pool as pool:
-            held: dict[int, _Item] = {}
-            order: ReorderBuffer[Result | Gap] = ReorderBuffer(pool.capacity * 2 + 2)
-            waiting: _Item | None = first
             try:
-                while waiting is not None or held:
-                    while waiting is not None and pool.in_flight < pool.capacity and order.room_for(waiting[0].index):
-                        held[waiting[0].index] = waiting
-                        pool.submit(waiting[0].plain())
-                        self.read += 1
-                        waiting = next(items, None)
-                    for result in pool.collect(0.2):
-                        order.push(result.index, result)
-                    for done in order.pop_ready():
-                        self._write(held.pop(done.index), done, ledger)
+                for item, done in restored(pool, take, lambda item: item[0]):
+                    self._write(item, done, ledger)
             except BaseException:
                 pool.close(abort=True)
                 raise
@@ -198,26 +181,12 @@ class _ImageJob:
 
     def _write(self, item: _Item, done: Result | Gap, ledger: Ledger) -> None:
         frame, tags, like, target = item
-        out: Frame = frame
-        status: Status = "restored"
-        reason = worker = seconds = None
-        if isinstance(done, Gap):
-            name = like if like is not None else f"frame {frame.index} of {self.source}"
-            if self.options.on_error == "fail":
-                raise WorkerError(
-                    f"{name} can't be restored: {done.reason}", "--on-error bypass passes it through unrestored"
-                )
-            log.warning("%s is passed through unrestored: %s", name, done.reason)
-            status, reason = "bypassed", done.reason
-        else:
-            out = apply_correction(frame, done.corrections)
-            worker, seconds = done.worker, done.seconds
+        name = str(like) if like is not None else f"frame {frame.index} of {self.source}"
+        out, record = settle(frame, done, name, self.options)
         self.pix_fmt = write_image(target, out, tags, like=like)
         if self.first is None:
             self.first = time.monotonic() - self.started
-        ledger.record(
-            FrameRecord(frame.index, frame.pts, frame.pts, frame.time_base, status, None, worker, seconds, reason)
-        )
+        ledger.record(replace(record, pts_out=frame.pts))
         if self.progress is not None:
             counts = ledger.counts
             self.progress(

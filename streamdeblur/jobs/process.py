@@ -17,20 +17,19 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import BrokenStream, OutputError, UsageError, WorkerError
-from streamdeblur.frames import Frame, Gap, apply_correction
+from streamdeblur.frames import Frame
 from streamdeblur.jobs.channel import Channel, Closed
+from streamdeblur.jobs.run import open_ledger, open_source, refuse_meaningless, restored, settle
 from streamdeblur.jobs.workforce import Workforce, encoder_preset, tiling_words
-from streamdeblur.runtime.ledger import FrameRecord, Ledger, Status
-from streamdeblur.runtime.pool import Pool, Result
-from streamdeblur.runtime.reorder import ReorderBuffer
-from streamdeblur.version import __version__
+from streamdeblur.runtime.ledger import FrameRecord, Ledger
+from streamdeblur.runtime.pool import Pool
 from streamdeblur.video.encoders import EncoderRequest
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
 from streamdeblur.video.writer import VideoWriter
@@ -126,6 +125,7 @@ def process_video(
         raise UsageError("options and keywords exclude each other", "give one of the two")
     chosen = options if options is not None else parse(ProcessOptions, _plain(keywords), "the call")
     target = Path(output) if output is not None else default_output(source)
+    refuse_meaningless(chosen, "video from pictures" if os.path.isdir(source) else "video", source)
     check_target(source, target, chosen)
     return _Job(os.fspath(source), target, chosen, progress).run()
 
@@ -183,30 +183,16 @@ class _Job:
 
     def run(self) -> ProcessSummary:
         o = self.options
-        with VideoReader(
-            self.source,
-            image_rate=o.rate if os.path.isdir(self.source) else None,
-            stream=o.stream,
-            on_error=o.on_error,
-            start=o.start,
-            duration=o.duration,
-            interlaced=o.interlaced,
-            deinterlace=o.deinterlace,
-            hardware=None if o.hardware == "none" else o.hardware,
-        ) as reader:
+        with open_source(o, self.source, copy_streams=True) as reader:
             info = reader.info
             fields = info.field_order != "progressive"
             workforce = Workforce(o, (info.width, (info.height + 1) // 2 if fields else info.height))
-            ledger = Ledger(
-                o.ledger,
-                source=self.source,
-                output=str(self.target),
-                settings=o.model_dump(mode="json"),
-                version=__version__,
-            )
+            ledger = open_ledger(o, self.source, self.target)
             with ledger, workforce.pool as pool:
                 request = EncoderRequest(o.encoder, o.crf, encoder_preset(o.preset, workforce), o.lossless, threads=0)
                 writer = VideoWriter(self.target, reader, request)
+                if writer.choice.codec == "ffv1" and o.preset != "auto":
+                    log.warning("ffv1 has no presets: --preset %s has no effect", o.preset)
                 try:
                     self._flow(reader, writer, pool, ledger)
                     self._check(reader, writer, ledger)
@@ -259,7 +245,7 @@ class _Job:
                     continue
                 frame, decoded, record = item
                 pts = writer.write(frame, decoded)
-                self.written.put(_with_pts(record, pts))
+                self.written.put(replace(record, pts_out=pts))
         except Closed:
             pass
         except BaseException as e:
@@ -269,50 +255,15 @@ class _Job:
         self.written.finish()
 
     def _pump(self, pool: Pool, ledger: Ledger, reader: VideoReader) -> None:
-        held: dict[int, DecodedFrame] = {}
-        order: ReorderBuffer[Result | Gap] = ReorderBuffer(pool.capacity * 2 + 2)
-        reading = True
-        while reading or held:
-            while reading and pool.in_flight < pool.capacity and order.room_for(self._next_index(held, order)):
-                try:
-                    frame = self.frames.get(0.0 if held else 0.2)
-                except TimeoutError:
-                    break
-                if frame is None:
-                    reading = False
-                    break
-                held[frame.index] = frame
-                pool.submit(frame.plain())
-            if held:
-                for result in pool.collect(0.02 if reading else 0.2):
-                    order.push(result.index, result)
-            for done in order.pop_ready():
-                decoded = held.pop(done.index)
-                try:
-                    self.mux.put(self._compose(decoded, done))
-                except Closed:
-                    self._drain(ledger, reader, until_done=True)  # raises what the writer raised
-                    raise WorkerError("the writer stopped without a reason") from None
-            self._drain(ledger, reader)
-
-    @staticmethod
-    def _next_index(held: dict[int, DecodedFrame], order: ReorderBuffer[Result | Gap]) -> int:
-        return order.next_index if not held else max(held) + 1
-
-    def _compose(self, decoded: DecodedFrame, done: Result | Gap) -> tuple[Frame, DecodedFrame, FrameRecord]:
-        if isinstance(done, Gap):
+        frames = restored(pool, self.frames.get, lambda f: f, idle=lambda: self._drain(ledger, reader))
+        for decoded, done in frames:
             when = f" at {decoded.time:.3f} s" if decoded.time is not None else ""
-            if self.options.on_error == "fail":
-                raise WorkerError(
-                    f"frame {done.index}{when} of {self.source} can't be restored: {done.reason}",
-                    "--on-error bypass passes it through unrestored",
-                )
-            log.warning("frame %d%s is passed through unrestored: %s", done.index, when, done.reason)
-            record = _record(decoded, "bypassed", reason=done.reason)
-            return decoded, decoded, record
-        corrected = apply_correction(decoded, done.corrections)
-        record = _record(decoded, "restored", worker=done.worker, seconds=done.seconds)
-        return corrected, decoded, record
+            frame, record = settle(decoded, done, f"frame {done.index}{when} of {self.source}", self.options)
+            try:
+                self.mux.put((frame, decoded, record))
+            except Closed:
+                self._drain(ledger, reader, until_done=True)  # raises what the writer raised
+                raise WorkerError("the writer stopped without a reason") from None
 
     def _drain(self, ledger: Ledger, reader: VideoReader, *, until_done: bool = False) -> None:
         """Book what the writer has written, and show it."""
@@ -375,26 +326,6 @@ class _Job:
             dropped=tuple(p.label for p in writer.plans if p.action == "drop" and p.why),
             broken=reader.broken,
         )
-
-
-def _record(
-    frame: Frame, status: Status, *, worker: str | None = None, seconds: float | None = None, reason: str | None = None
-) -> FrameRecord:
-    return FrameRecord(frame.index, frame.pts, None, frame.time_base, status, None, worker, seconds, reason)
-
-
-def _with_pts(record: FrameRecord, pts: int) -> FrameRecord:
-    return FrameRecord(
-        record.index,
-        record.pts_in,
-        pts,
-        record.time_base,
-        record.status,
-        record.tiles,
-        record.worker,
-        record.seconds,
-        record.reason,
-    )
 
 
 def _expected(reader: VideoReader, options: ProcessOptions) -> int | None:

@@ -7,6 +7,7 @@ are.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from streamdeblur.config import ProcessOptions
 from streamdeblur.frames import Frame
 from streamdeblur.restore import Restorer, RestorerSpec, Tiling
 from streamdeblur.runtime.pool import InProcessPool, Pool
+
+log = logging.getLogger(__name__)
 
 
 class Workforce:
@@ -40,6 +43,8 @@ class Workforce:
         self.precision = _precision_name(engine)
         self.tiling: Tiling | None = None
         if not use_ray:
+            if options.gpus_per_worker is not None:
+                log.warning("--gpus-per-worker has no effect without Ray: give --workers or --ray with it")
             self.workers = 1
             if size is not None:
                 self.tiling = restorer.plan(size[1], size[0])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from streamdeblur.errors import WeightsError
-from streamdeblur.models.checkpoint import Metadata, State, check_state, require_file
+from streamdeblur.models.checkpoint import Metadata, State, check_state, is_safetensors, read_metadata, require_file
 from streamdeblur.models.mimo_unet import MIMO_UNET, MIMO_UNET_PLUS, MIMOUNetConfig, parameter_shapes
 
 #: The networks they published, by our names.
@@ -82,14 +82,20 @@ def export_authors(state: Mapping[str, Tensor], config: MIMOUNetConfig) -> State
 def import_authors(path: str | os.PathLike[str]) -> tuple[State, str]:
     """Weights of an authors' checkpoint under our names, float32 on the CPU, and the variant they are of.
 
-    Strict: every name and shape must be that of MIMO-UNet or of MIMO-UNet+ (``module.`` prefixes of DataParallel
-    aside). Raises WeightsError, one line, for anything else; for a pickle that asks to run code too.
+    The pickle holds the state dict as its entry ``model``, as theirs do, or is the bare state dict. Strict: every name
+    and shape must be that of MIMO-UNet or of MIMO-UNet+ (``module.`` prefixes of DataParallel aside). Raises
+    WeightsError, one line, for anything else: a checkpoint that is ours already, a pickle that asks to run code.
     """
     file = require_file(path)
+    if is_safetensors(file):
+        held = read_metadata(file)  # what else may be safetensors is refused here
+        raise WeightsError(f"{file} is in this format already: it holds {held.summary()}", "use it with --weights")
     content = _load_tensors(file)
-    if not isinstance(content, Mapping) or not isinstance(content.get("model"), Mapping):
-        raise WeightsError(f"{file} has no entry 'model' with a state dict: not a checkpoint of MIMO-UNet's authors")
-    theirs = {str(name).removeprefix("module."): value for name, value in content["model"].items()}
+    found = content["model"] if isinstance(content, Mapping) and "model" in content else content
+    bare = found is content
+    if not isinstance(found, Mapping) or (bare and not any(isinstance(value, Tensor) for value in found.values())):
+        raise WeightsError(f"{file} holds {_words(content)} and no state dict: not a checkpoint of MIMO-UNet's authors")
+    theirs = {str(name).removeprefix("module."): value for name, value in found.items()}
 
     def expected(config: MIMOUNetConfig) -> dict[str, tuple[int, ...]]:
         shapes = parameter_shapes(config)
@@ -107,6 +113,15 @@ def import_authors(path: str | os.PathLike[str]) -> tuple[State, str]:
 def authors_metadata(variant: str) -> Metadata:
     """What is known of an imported checkpoint, for ``save_checkpoint``: not what it was trained on, nor its licence."""
     return Metadata(variant, PUBLISHED[variant], recipe="imported from a checkpoint of MIMO-UNet's authors")
+
+
+def _words(content: object) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    if not content:
+        return "an empty dict"
+    names = ", ".join(repr(str(k)) for k in list(content)[:3])
+    return f"{'the entry' if len(content) == 1 else 'the entries'} {names}{' and more' if len(content) > 3 else ''}"
 
 
 def _load_tensors(file: Path) -> object:

@@ -60,6 +60,12 @@ class Metadata:
     created_by: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
 
+    def summary(self) -> str:
+        """In a few words: variant, size, training data, score."""
+        count = sum(math.prod(shape) for shape in parameter_shapes(self.config).values())
+        score = "" if self.score is None else f", {self.score:.2f} dB"
+        return f"{self.variant}, {count / 1e6:.2f} M parameters, trained on {self.training_data}{score}"
+
     def to_strings(self) -> dict[str, str]:
         """Entries of the safetensors header."""
         clash = sorted(self.extra.keys() & _OWN_KEYS)
@@ -173,12 +179,18 @@ def require_file(path: str | os.PathLike[str]) -> Path:
     return file
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether the file begins like safetensors: the length of a JSON header, and its first brace."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
 def is_pickle(path: Path) -> bool:
     """Whether the file starts as ``torch.save`` begins its files (a zip archive, or before torch 1.6 a pickle)."""
     with path.open("rb") as file:
-        head = file.read(9)
+        head = file.read(4)
     # Byte 8 of a safetensors file opens its JSON header; the length before it may begin with any byte.
-    return head[8:9] != b"{" and (head.startswith((b"PK\x03\x04", b"\x80")))
+    return not is_safetensors(path) and head.startswith((b"PK\x03\x04", b"\x80"))
 
 
 @contextlib.contextmanager

@@ -17,11 +17,13 @@ class Deinterlacer:
     """Feeds AVFrames through bwdif. ``push`` gives what is ready, ``flush`` the rest; timestamps stay as they were.
 
     order: "tff" or "bff". Works in the frame's own pixel format; raises InputError where bwdif does not know it.
+    forced: weave every frame; without it frames that the stream itself calls progressive are left alone.
     For one thread.
     """
 
-    def __init__(self, order: FieldOrder) -> None:
+    def __init__(self, order: FieldOrder, *, forced: bool = False) -> None:
         self._parity = "tff" if order == "tff" else "bff"
+        self._which = "all" if forced else "interlaced"
         self._graph: av.filter.Graph | None = None
         self._time_base = Fraction(1)
 
@@ -45,8 +47,7 @@ class Deinterlacer:
             source = graph.add_buffer(
                 width=frame.width, height=frame.height, format=frame.format, time_base=self._time_base
             )
-            # deint=interlaced leaves frames alone that the stream itself calls progressive.
-            weave = graph.add("bwdif", f"mode=send_frame:parity={self._parity}:deint=interlaced")
+            weave = graph.add("bwdif", f"mode=send_frame:parity={self._parity}:deint={self._which}")
             # bwdif would otherwise be given another pixel format by an inserted scaler.
             keep = graph.add("format", f"pix_fmts={name}")
             sink = graph.add("buffersink")

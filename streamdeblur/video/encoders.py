@@ -17,10 +17,12 @@ from typing import Any
 import av
 import av.error
 
+from streamdeblur.config import CRF_LIMITS
 from streamdeblur.errors import EncoderError, UsageError
 from streamdeblur.frames import ColorSpec, FieldOrder
+from streamdeblur.video.opening import reason
 from streamdeblur.video.pixfmt import LAYOUTS, Layout
-from streamdeblur.video.reader import SourceTags, reason
+from streamdeblur.video.tags import SourceTags
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +39,14 @@ ENCODERS: dict[str, str] = {
     "hevc_nvenc": "hevc_nvenc",
     "av1_nvenc": "av1_nvenc",
 }
+_CRF_LIMIT = {ENCODERS[name]: limit for name, limit in CRF_LIMITS.items()}
 _LOSSY = ("libx264", "libx264rgb", "libx265", "libsvtav1", "libvpx-vp9", "ffv1")
 _LOSSLESS = ("ffv1", "libx264", "libx264rgb", "libx265", "libvpx-vp9")
 #: Constant-quality settings that look alike; crf 18 of x264 is the yardstick.
 _DEFAULT_CRF = {"libx264": 18, "libx264rgb": 18, "libx265": 20, "libsvtav1": 24, "libvpx-vp9": 24}
+_WHOLE_CRF = ("libsvtav1", "libvpx-vp9")
+#: What tells a decoder which lines of a frame belong together. x265 can only code every field as a picture.
+_KEEPS_FIELDS = ("libx264", "libx264rgb", "ffv1")
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _SVT_PRESET = dict(zip(_PRESETS, (12, 11, 10, 9, 8, 7, 5, 4, 3), strict=True))
 _VP9_SPEED = dict(zip(_PRESETS, (8, 8, 6, 5, 4, 2, 1, 1, 0), strict=True))
@@ -154,8 +160,11 @@ def choose(
     source = tags.layout
     tried: list[str] = []
     names = list(candidates(request, tags, supported))
+    interlaced = field_order != "progressive"
+    if interlaced:  # rather a larger file than fields that nobody knows to be fields
+        names[1:] = sorted(names[1:], key=lambda n: n not in _KEEPS_FIELDS)
     # Last resort of a lossy job: lossless FFV1 takes nearly everything, at ten times the size.
-    resort = [] if request.lossless or (names and names[0] == "ffv1") else [n for n in names if n == "ffv1"]
+    resort = [] if interlaced or request.lossless or names[:1] == ["ffv1"] else [n for n in names if n == "ffv1"]
     main = [n for n in names if n not in resort]
     for codecs, widened in ((main, False), (main, True), (resort, False), (resort, True)):
         for codec in codecs:
@@ -164,9 +173,11 @@ def choose(
                 tried.append(f"{codec} takes no {source.name}")
             for layout in usable:
                 for options in variants(codec, request, tags, field_order, size):
-                    why = _refuses(codec, layout, size, container) or _try_open(codec, layout, size, options)
+                    why = _refuses(codec, layout, size, container, interlaced) or _try_open(
+                        codec, layout, size, options
+                    )
                     if why is None:
-                        notes = tuple(_notes(codec, names[0], layout, source, tags, field_order, tried))
+                        notes = tuple(_notes(codec, names[0], layout, source, request, tags, field_order, tried))
                         lossless = request.lossless or codec == "ffv1"
                         return EncoderChoice(codec, layout, options, lossless, notes)
                 tried.append(f"{codec} takes no {layout.name} of {size[0]}x{size[1]}: {why}")
@@ -181,18 +192,26 @@ def _notes(
     first: str,
     layout: Layout,
     source: Layout,
+    request: EncoderRequest,
     tags: SourceTags,
     field_order: FieldOrder,
     tried: list[str],
 ) -> Iterator[str]:
     if codec != first:
         because = next((t for t in tried if t.startswith(first + " ")), f"{first} is not for this container")
-        yield f"{because}; using {codec}"
+        large = ", which is lossless: the file will be many times larger" if codec == "ffv1" else ""
+        yield f"{because}; using {codec}{large if not request.lossless else ''}"
     if not layout.same_components(source):
         yield f"{source.name} is stored as {layout.name}, which holds every value of it"
     if source.alpha and not layout.alpha:
         yield f"{codec} takes no alpha: it is left out; --lossless or --encoder vp9 keeps it"
-    if field_order != "progressive" and codec not in ("libx264", "ffv1"):
+    if request.crf is not None:
+        crf = _crf(codec, request)
+        if crf is None:
+            yield f"{codec} is lossless: --crf {request.crf:g} has no effect"
+        elif crf != request.crf:
+            yield f"{codec} takes {_scale(codec)} for --crf: {request.crf:g} is taken as {crf:g}"
+    if field_order != "progressive" and codec not in _KEEPS_FIELDS:
         yield f"{codec} has no interlaced coding: fields are stored as the lines of progressive frames"
     if codec != "libx265" and (tags.mastering or tags.light):
         yield f"{codec} carries no HDR10 mastering and light metadata through FFmpeg: they are lost"
@@ -200,19 +219,31 @@ def _notes(
         yield f"lost, because no encoder here carries it: {', '.join(tags.lost)}"
 
 
+def _scale(codec: str) -> str:
+    return f"{'whole numbers of ' if codec in _WHOLE_CRF else ''}0 to {_CRF_LIMIT[codec]}"
+
+
+def _crf(codec: str, request: EncoderRequest) -> float | None:
+    """The quality that an encoder is given; None for one that has no scale of it."""
+    if codec not in _CRF_LIMIT:
+        return None
+    crf = request.crf if request.crf is not None else _DEFAULT_CRF.get(codec, 20)
+    crf = min(crf, _CRF_LIMIT[codec])
+    return round(crf) if codec in _WHOLE_CRF else crf
+
+
 def settings(codec: str, request: EncoderRequest, tags: SourceTags, field_order: FieldOrder) -> dict[str, str]:
     """FFmpeg options of an encoder for a request. Raises UsageError for a preset that is not one."""
     if request.preset not in _PRESETS:
         raise UsageError(f"preset {request.preset!r} is unknown", f"choose one of {', '.join(_PRESETS)}")
-    crf = request.crf if request.crf is not None else _DEFAULT_CRF.get(codec, 20)
-    quality = f"{crf:g}"
+    quality = f"{_crf(codec, request) or 0:g}"
     if codec in ("libx264", "libx264rgb"):
         options = {"preset": request.preset, **({"qp": "0"} if request.lossless else {"crf": quality})}
         if field_order != "progressive":
             options["x264-params"] = "tff=1" if field_order == "tff" else "bff=1"
         return options
     if codec == "libx265":
-        params = ["log-level=error", "repeat-headers=0"]
+        params = ["log-level=error"]  # FFmpeg repeats the headers where a container has no place for them
         if request.lossless:
             params.append("lossless=1")
         if tags.mastering:
@@ -223,7 +254,7 @@ def settings(codec: str, request: EncoderRequest, tags: SourceTags, field_order:
             params.append(f"pools={request.threads}")
         return {"preset": request.preset, "crf": quality, "x265-params": ":".join(params)}
     if codec == "libsvtav1":
-        return {"preset": str(_SVT_PRESET[request.preset]), "crf": str(round(crf))}
+        return {"preset": str(_SVT_PRESET[request.preset]), "crf": quality}
     if codec == "libvpx-vp9":
         base = {"deadline": "good", "cpu-used": str(min(5, _VP9_SPEED[request.preset])), "row-mt": "1", "b": "0"}
         return {**base, **({"lossless": "1"} if request.lossless else {"crf": quality})}
@@ -255,12 +286,15 @@ def variants(
     yield options
 
 
-def _refuses(codec: str, layout: Layout, size: tuple[int, int], container: str) -> str | None:
+def _refuses(codec: str, layout: Layout, size: tuple[int, int], container: str, interlaced: bool) -> str | None:
     """What is known beforehand, so that x264 and x265 need not write about it to stderr themselves."""
     sx, sy = layout.chroma_shift
     odd = size[0] % (1 << sx) or size[1] % (1 << sy)
     if odd and codec in ("libx264", "libx265", "h264_nvenc", "hevc_nvenc"):
         return "an odd size with subsampled chroma"
+    lines = 2 << sy
+    if interlaced and codec in ("libx264", "libx264rgb") and size[1] % lines:
+        return f"interlaced coding needs a height that is a multiple of {lines}"
     if codec == "libvpx-vp9" and container in ("mp4", "mov") and layout.chroma_shift == (0, 1):
         return "the VP9 box of MP4 has no code for 4:4:0"
     if codec == "libx265" and min(size) < 16:

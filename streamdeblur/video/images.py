@@ -24,8 +24,10 @@ from av.video.reformatter import VideoReformatter
 from streamdeblur.errors import EncoderError, OutputError, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.video.encoders import layouts_for
+from streamdeblur.video.opening import reason
 from streamdeblur.video.pixfmt import LAYOUTS, write_components
-from streamdeblur.video.reader import DecodedFrame, SourceTags, VideoReader, reason
+from streamdeblur.video.reader import DecodedFrame, VideoReader
+from streamdeblur.video.tags import SourceTags
 from streamdeblur.video.writer import check_writable, partial_path
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+
+def avc_parameter_sets(configuration: bytes) -> bytes:
+    """The parameter sets of an ``avcC`` record (ISO/IEC 14496-15, 5.3.3.1), each behind its length as in a sample.
+
+    Empty for anything else, such as H.264 with start codes.
+    """
+    if len(configuration) < 7 or configuration[0] != 1:
+        return b""
+    width = (configuration[4] & 3) + 1
+    found, position = b"", 5
+    for mask in (0x1F, 0xFF):
+        count = configuration[position] & mask if position < len(configuration) else 0
+        position += 1
+        for _ in range(count):
+            length = int.from_bytes(configuration[position : position + 2], "big")
+            found += length.to_bytes(width, "big") + configuration[position + 2 : position + 2 + length]
+            position += 2 + length
+    return found
+
+
 _START = re.compile(rb"\x00\x00\x00?\x01")
 
 

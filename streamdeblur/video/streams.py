@@ -10,16 +10,21 @@ from __future__ import annotations
 import io
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import av
 import av.error
 from av.stream import Disposition
 
-from streamdeblur.video.reader import open_container, reason
+from streamdeblur.video.opening import open_container, reason
+from streamdeblur.video.ranges import Keyframes
 
 log = logging.getLogger(__name__)
+
+#: Containers with an edit list, which hides what comes before zero.
+BEFORE_ZERO = frozenset(("mp4", "mov", "3gp"))
 
 Action = Literal["copy", "attach", "subrip", "mov_text", "drop"]
 
@@ -46,7 +51,8 @@ class Cover:
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """index: of the stream in the source. why: only for "drop", for the reader. cover: set for a cover picture."""
+    """index: of the stream in the source. why: only for "drop", for the reader; keeper: ending of a file that would
+    hold it, if known. cover: set for a cover picture."""
 
     index: int
     kind: str
@@ -54,6 +60,7 @@ class StreamPlan:
     action: Action
     why: str = ""
     cover: Cover | None = None
+    keeper: str = ""
 
     @property
     def label(self) -> str:
@@ -77,14 +84,24 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
             continue
         name = codec_name(stream)
 
-        def plan(action: Action, why: str = "", s: Any = stream, n: str = name, cover: Cover | None = None) -> None:
-            plans.append(StreamPlan(s.index, s.type, n, action, why, cover))
+        def plan(
+            action: Action,
+            why: str = "",
+            s: Any = stream,
+            n: str = name,
+            cover: Cover | None = None,
+            keeper: str = "",
+        ) -> None:
+            plans.append(StreamPlan(s.index, s.type, n, action, why, cover, keeper))
 
         if stream.type == "attachment":
             if container == "matroska":
                 plan("attach")
             else:
-                plan("drop", f"{container} holds no attachments")
+                plan("drop", f"{container} holds no attachments", keeper=".mkv")
+            continue
+        if stream.type == "data" and name == "bin_data" and "mov" in source.format.name and source.chapters():
+            plan("drop")  # the text of the chapters, which are told apart from the streams
             continue
         if stream.type == "data" and "timecode" in stream.metadata:
             # The tag makes the muxer of MP4 and MOV write the track anew.
@@ -98,7 +115,8 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
                 plan("attach", cover=cover)  # Matroska keeps pictures as attachments, FFmpeg shows them as streams
                 continue
             if container != "mp4" or cover is None:
-                plan("drop", f"{container} holds no cover picture" if cover else "it is empty")
+                lacks = f"{container} holds no cover picture"
+                plan("drop", lacks if cover else "it is empty", keeper=".mkv" if cover else "")
                 continue
             why = _refusal(stream, container, samples.get(stream.index))
             plan("copy" if why is None else "drop", (why and f"{container} can't hold it ({why})") or "", cover=cover)
@@ -111,8 +129,31 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
         elif stream.type == "subtitle" and name in _TEXT and container in ("mp4", "mov"):
             plan("mov_text")
         else:
-            plan("drop", f"{container} can't hold it ({why})")
+            kept = container != "matroska" and _refusal(stream, "matroska", samples.get(stream.index)) is None
+            plan("drop", f"{container} can't hold it ({why})", keeper=".mkv" if kept else "")
     return plans
+
+
+def fit_range(
+    plans: Iterable[StreamPlan], keyframes: Mapping[int, Keyframes], container: str
+) -> tuple[list[StreamPlan], list[str]]:
+    """The plans for a part of a file, where a picture stream can only begin at a keyframe, and what must be said of it.
+
+    keyframes: those of the reader. A stream without any keyframe that ``container`` can begin with is dropped.
+    """
+    fitted: list[StreamPlan] = []
+    said: list[str] = []
+    for plan in plans:
+        around = keyframes.get(plan.index) if plan.action == "copy" else None
+        if around is None or (around.before is not None and (around.before == 0 or container in BEFORE_ZERO)):
+            fitted.append(plan)
+        elif around.after is None:
+            fitted.append(replace(plan, action="drop", why="no keyframe, where it could begin, is in the part"))
+        else:
+            fitted.append(plan)
+            late = f"{float(around.after):.3f} s of it are missing"
+            said.append(f"{plan.label} begins with its first keyframe in the part: {late}")
+    return fitted, said
 
 
 _PICTURES = {
@@ -183,6 +224,8 @@ def copy_stream_tags(source: Any, target: Any, *, encoded: bool = False) -> None
     tags = {
         k: v for k, v in source.metadata.items() if not (encoded and _STATISTICS.match(k)) and k.lower() != "encoder"
     }
+    if "name" in tags and "title" not in tags:
+        tags["title"] = tags.pop("name")  # FFmpeg's muxer of MP4 calls title what its demuxer calls name
     target.metadata.update(tags)
     target.disposition = Disposition(int(source.disposition))
 

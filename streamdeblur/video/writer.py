@@ -24,16 +24,21 @@ from typing import Any
 import av
 import av.error
 
-from streamdeblur.errors import DiskFull, EncoderError, OutputError, UsageError
+from streamdeblur.errors import DiskFull, EncoderError, InputError, OutputError, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.video import matroska
 from streamdeblur.video.encoders import EncoderChoice, EncoderRequest, choose, configure
+from streamdeblur.video.losses import losses
+from streamdeblur.video.opening import reason
+from streamdeblur.video.packets import avc_parameter_sets
 from streamdeblur.video.pixfmt import component_views, write_components
-from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader, reason
+from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
 from streamdeblur.video.streams import (
+    BEFORE_ZERO,
     StreamPlan,
     container_tags,
     copy_stream_tags,
+    fit_range,
     has_styles,
     mov_text_to_subrip,
     needs_metadata_tags,
@@ -57,7 +62,6 @@ _MUXERS = {
     ".nut": "nut",
     ".3gp": "3gp",
 }
-_ISOBMFF = {"mp4", "mov", "3gp"}
 _MATROSKA = {"matroska", "webm"}
 _TIMECODE = re.compile(r"\d\d:\d\d:\d\d[:;.]\d\d")
 #: Free space below which a job stops while it still can do so in good order.
@@ -116,8 +120,17 @@ class VideoWriter:
         self._time_base = self.timeline.tick
         self._booked: dict[str, tuple[str, tuple[int, int] | None]] = {}
         self._last_duration: dict[int, int] = {}
+        self._first_stamps: list[int] = []
+        self._rounded = Fraction(0)  # seconds that the container's clock moved a frame by at the most
+        self._told: list[str] = []  # tags whose loss was told
         self._timed: set[int] = set()  # copied streams of which some timestamp was seen
-        self.plans = plan_streams(reader.container, reader.stream.index, self.container_name, reader.path)
+        plans = plan_streams(reader.container, reader.stream.index, self.container_name, reader.path)
+        self.plans, late = fit_range(plans, reader.keyframes, self.container_name)
+        for text in late:
+            log.warning("%s", text)
+        # What comes before zero, of a part that begins there: other pictures await their first keyframe.
+        self._cuts = bool(reader.shift) and self.container_name not in BEFORE_ZERO
+        self._begun: dict[int, int] = {}  # timestamps of those
         with self._guard("can't be created"):
             self._open = av.open(
                 str(self.partial), "w", format=self.container_name, options=self._container_options(reader)
@@ -150,7 +163,7 @@ class VideoWriter:
 
     def _container_options(self, reader: VideoReader) -> dict[str, str]:
         options: dict[str, str] = {}
-        if self.container_name in _ISOBMFF:
+        if self.container_name in BEFORE_ZERO:
             # Start offsets are stored in ticks of the movie; the default of 1/1000 would round every pts.
             options["movie_timescale"] = str(_movie_timescale(self._time_base, reader))
             flags = []
@@ -163,8 +176,9 @@ class VideoWriter:
             if needs_metadata_tags(keys):
                 if self.container_name != "mov" and any(p.action == "copy" and p.cover for p in self.plans):
                     # The two kinds of metadata exclude each other in the muxer, and only iTunes' has pictures.
-                    lost = ", ".join(k for k in keys if needs_metadata_tags({k: ""}))
-                    log.warning("%s holds no cover picture together with the tags %s, which are left out", "MP4", lost)
+                    self._told = [k for k in keys if needs_metadata_tags({k: ""})]
+                    lost = ", ".join(self._told)
+                    log.warning("MP4 holds no cover picture together with the tags %s, which are left out", lost)
                 else:
                     flags.append("use_metadata_tags")
             if flags:
@@ -188,7 +202,8 @@ class VideoWriter:
             plan = planned[source.index]
             if plan.action == "drop":
                 if plan.why:
-                    log.warning("%s is left out: %s", plan.label, plan.why)
+                    hint = f"; {plan.keeper} would keep it" if plan.keeper else ""
+                    log.warning("%s is left out: %s%s", plan.label, plan.why, hint)
                 continue
             with self._guard(f"can't take {plan.label}"):
                 if plan.action == "attach":
@@ -215,7 +230,7 @@ class VideoWriter:
                     self._book_display(target, size, picture.sample_aspect_ratio)
             self._copy[source.index] = (plan, target)
         out.metadata.update(container_tags(reader.container))
-        if self.container_name in _ISOBMFF:
+        if self.container_name in BEFORE_ZERO:
             # The muxer makes a track of it, and fails at the end of the job over one that it can't read.
             for tags in (out.metadata, *(s.metadata for s in out.streams)):
                 code = tags.get("timecode")
@@ -276,6 +291,8 @@ class VideoWriter:
         """
         out = self._native(frame, like)
         stamp = self._timestamp(frame)
+        if len(self._first_stamps) < 2:
+            self._first_stamps.append(stamp)
         out.pts, out.time_base = stamp, self._time_base
         if out.duration and like is not None:
             out.duration = round(out.duration * frame.time_base / self._time_base)
@@ -332,6 +349,15 @@ class VideoWriter:
         if entry is None:
             return
         plan, target = entry
+        if self._cuts:
+            begun = len(self._begun)
+            if self._is_early(packet, plan):
+                return
+            if len(self._begun) > begun and self.container_name == "mpegts" and plan.codec == "h264":
+                # FFmpeg repeats them in front of IDR pictures only, and not every keyframe is one.
+                context = self._reader.container.streams[plan.index].codec_context
+                sets = avc_parameter_sets((context.extradata if context else None) or b"")
+                packet = _with_payload(packet, sets + bytes(packet))
         if plan.action in ("subrip", "mov_text"):
             converted = self._convert(packet, plan)
             if converted is None:
@@ -344,6 +370,16 @@ class VideoWriter:
         self._start()
         packet.stream = target
         self._mux(packet, plan)
+
+    def _is_early(self, packet: av.Packet[Any], plan: StreamPlan) -> bool:
+        """Whether a packet lies before the part that is written, or hangs on one that does."""
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if plan.cover or stamp is None:
+            return False
+        if plan.kind == "video" and stamp >= 0 and packet.is_keyframe:
+            self._begun.setdefault(plan.index, stamp)
+        first = self._begun.get(plan.index) if plan.kind == "video" else 0
+        return first is None or stamp < first
 
     def _convert(self, packet: av.Packet[Any], plan: StreamPlan) -> av.Packet[Any] | None:
         data = bytes(packet)
@@ -358,10 +394,8 @@ class VideoWriter:
             payload, styled = subrip_to_mov_text(data)
             if styled:
                 self._once(f"{plan.label}: the styling of its text is left out")
-        fresh: av.Packet[Any] = av.Packet(payload)
-        fresh.pts, fresh.dts, fresh.duration = packet.pts, packet.pts, packet.duration
-        fresh.time_base = packet.time_base
-        fresh.is_keyframe = True
+        fresh = _with_payload(packet, payload)
+        fresh.dts, fresh.is_keyframe = fresh.pts, True
         return fresh
 
     # --- muxing ------------------------------------------------------------------------------------------------------
@@ -374,7 +408,10 @@ class VideoWriter:
 
     def _mux(self, packet: av.Packet[Any], plan: StreamPlan | None = None) -> None:
         target = packet.stream
+        exact = None if plan is not None or packet.pts is None else packet.pts * Fraction(packet.time_base)
         _rescale(packet, target.time_base)
+        if exact is not None and packet.pts is not None:
+            self._rounded = max(self._rounded, abs(packet.pts * Fraction(packet.time_base) - exact))
         if plan is not None:
             if plan.cover and packet.pts is None and packet.dts is None:
                 packet.pts = packet.dts = 0  # a cover picture is at no time
@@ -417,6 +454,7 @@ class VideoWriter:
         self._start()
         for packet in packets:
             self._mux(packet)
+        tracks = self._tracks()
         with self._guard("can't be completed"):
             self._container.close()
             self._open = None
@@ -427,8 +465,38 @@ class VideoWriter:
                 os.fsync(f.fileno())
             if shutil.disk_usage(self.partial.parent).free < 4096:
                 raise OSError(errno.ENOSPC, "No space left on device")
+            self._tell_losses(tracks)
             os.replace(self.partial, self.path)
         self._finished = True
+
+    def _tracks(self) -> list[Any]:
+        """The streams of the source in the order of the output's."""
+        source = self._reader.container.streams
+        targets = {target.index: source[plan.index] for plan, target in self._copy.values() if not plan.cover}
+        return [stream for _, stream in sorted({**targets, self._video.index: self._reader.stream}.items())]
+
+    def _tell_losses(self, tracks: list[Any]) -> None:
+        """Warn of what the finished file does not hold. One that can't be read back is no result."""
+        number = sum(s.type == "video" for s in tracks[: tracks.index(self._reader.stream)])
+        try:
+            with VideoReader(self.partial, stream=number, copy_streams=False) as output:
+                moved = Fraction(0)
+                for stamp, frame in zip(self._first_stamps, output, strict=False):
+                    if frame.pts is not None:  # AVI moves all frames but the first
+                        moved = frame.pts * frame.time_base - stamp * self._time_base
+                lost = losses(
+                    self._reader,
+                    output,
+                    self.container_name,
+                    tracks,
+                    moved=moved if abs(moved) > Fraction(1, 1000) else Fraction(0),
+                    rounded=self._rounded,
+                    told=self._told,
+                )
+                for text in lost:
+                    log.warning("%s", text)
+        except InputError as e:
+            raise OutputError(f"{self.path}: what was written can't be read again: {e.what}") from e
 
     def abort(self) -> None:
         """Close and remove the unfinished file. Idempotent, never raises."""
@@ -504,6 +572,14 @@ def check_writable(path: Path, need: int = _RESERVE) -> None:
             f"{free / 1e6:.1f} MB free for {path}, and at least {need / 1e6:.1f} MB are needed",
             "free some, or write elsewhere with -o",
         )
+
+
+def _with_payload(packet: av.Packet[Any], data: bytes) -> av.Packet[Any]:
+    fresh: av.Packet[Any] = av.Packet(data)
+    fresh.pts, fresh.dts, fresh.duration = packet.pts, packet.dts, packet.duration
+    fresh.time_base = packet.time_base
+    fresh.is_keyframe = packet.is_keyframe
+    return fresh
 
 
 def _rescale(packet: av.Packet[Any], to: Fraction) -> None:

@@ -73,8 +73,74 @@ def test_stdout_is_for_json_alone(source: Path, tmp_path: Path) -> None:
     (line,) = loud.stderr.splitlines()
     assert line.startswith("warning: stream 1 (audio, aac) is left out")
     silent = run("process", source, "-o", tmp_path / "d.webm", "-m", "identity", "--json", "-q", cwd=tmp_path)
-    assert (silent.returncode, silent.stderr) == (0, "")
+    assert silent.returncode == 0
+    assert silent.stderr == loud.stderr  # what is lost is told in any case
     assert json.loads(silent.stdout)["frames"] == 8
+
+
+def test_a_quiet_run_tells_which_encoder_stood_in(tmp_path: Path) -> None:
+    source = write_numbered_clip(tmp_path / "a.mkv", 2, (97, 65), codec="ffv1")
+    done = run("process", source, "-o", tmp_path / "b.mp4", "-m", "identity", "-q", cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (0, "")
+    assert line.startswith("warning: libx264 takes no yuv420p of 97x65")
+    assert "using libsvtav1" in line
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "encoder"),
+    [
+        ("lossless: true\n", ["--crf", "20"], "libx264"),
+        ("crf: 20\n", ["--lossless"], "ffv1"),
+        ("encoder: ffv1\n", ["--crf", "20"], "libx264"),
+        ("crf: 20\n", ["--encoder", "ffv1"], "ffv1"),
+    ],
+)
+def test_a_choice_on_the_command_line_drops_what_excludes_it(
+    source: Path, tmp_path: Path, file: str, given: list[str], encoder: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(file)
+    done = run("process", source, "-o", "b.mkv", "-m", "identity", "-c", "c.yaml", *given, "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["encoder"] == encoder
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--encoder", "ffv1", "--crf", "20"], "ffv1 is always lossless"),
+        (["--encoder", "x264", "--crf", "60"], "crf 60 is more than x264 takes"),
+        (["--encoder", "av1", "--lossless"], "av1 has no lossless mode here"),
+        (["--lossless", "--crf", "20"], "exclude each other"),
+        (["--rate", "25"], "--rate 25 is for making a video of a folder of images"),
+    ],
+)
+def test_options_that_can_mean_nothing_are_refused(source: Path, tmp_path: Path, given: list[str], says: str) -> None:
+    done = run("process", source, "-o", "b.mp4", "-m", "identity", *given, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert says in line
+    assert not (tmp_path / "b.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--crf", "55"], "libx264 takes 0 to 51 for --crf: 55 is taken as 51"),
+        (["--lossless", "--preset", "slow"], "ffv1 has no presets: --preset slow has no effect"),
+        (["--deinterlace"], "--deinterlace has no effect"),
+        (["--gpus-per-worker", "1"], "--gpus-per-worker has no effect without Ray"),
+    ],
+)
+def test_options_that_mean_nothing_for_this_file_are_told(
+    source: Path, tmp_path: Path, given: list[str], says: str
+) -> None:
+    done = run("process", source, "-o", "b.mp4", "-m", "identity", "-q", *given, cwd=tmp_path)
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: ")
+    assert says in line
 
 
 def test_the_command_line_wins_over_the_file(source: Path, tmp_path: Path) -> None:
@@ -166,8 +232,17 @@ def test_weights_are_shown_and_wrong_ones_refused(tmp_path: Path) -> None:
     assert "holds weights of mimo-unet-small, not of mimo-unet-plus" in line
     taken = run("weights", "import", path, "-o", tmp_path / "x.safetensors", cwd=tmp_path)
     assert taken.returncode == 1
-    assert len(taken.stderr.splitlines()) == 1
+    (line,) = taken.stderr.splitlines()
+    assert "w.safetensors is in this format already: it holds mimo-unet-small, " in line
     assert not (tmp_path / "x.safetensors").exists()
+    named = run("weights", "import", path, "-o", tmp_path / "x.pkl", cwd=tmp_path)
+    assert named.returncode == 2
+    (line,) = named.stderr.splitlines()
+    assert "x.pkl of a checkpoint does not end in .safetensors" in line
+    same = run("weights", "import", path, "-o", path, "--overwrite", cwd=tmp_path)
+    assert same.returncode == 2
+    assert "is the source itself" in same.stderr
+    assert json.loads(run("weights", "show", path, cwd=tmp_path).stdout)["variant"] == "mimo-unet-small"
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

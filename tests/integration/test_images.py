@@ -6,6 +6,7 @@ import logging
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -136,6 +137,13 @@ def test_folder_to_video(folder: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(rgb, numbered_picture(i, (96, 64)))
 
 
+def test_a_part_of_a_folder_to_video(folder: Path, tmp_path: Path) -> None:
+    summary = process_video(folder, tmp_path / "out.mkv", model="identity", lossless=True, rate=10, start=0.2)
+    assert summary.frames == 3
+    for i, picture in enumerate(read_clip(tmp_path / "out.mkv"), start=2):
+        assert read_number(picture.parts["G"]) == i
+
+
 def test_video_to_folder(tmp_path: Path) -> None:
     source = write_numbered_clip(tmp_path / "a.mp4", 5, (96, 64))
     assert is_image_job(str(source), f"{tmp_path}/frames/")
@@ -169,3 +177,53 @@ def test_a_cut_picture_is_never_passed_off_as_whole(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.png"):
         process_images(str(tmp_path / "a.png"), options=IDENTITY)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"crf": 20}, "--crf 20"),
+        ({"encoder": "x265"}, "--encoder x265"),
+        ({"preset": "slow"}, "--preset slow"),
+        ({"lossless": True}, "--lossless"),
+        ({"stream": 1}, "--stream 1"),
+        ({"start": 0.5}, "--start 0.5"),
+        ({"duration": 2}, "--duration 2"),
+        ({"interlaced": "tff"}, "--interlaced tff"),
+        ({"deinterlace": True}, "--deinterlace"),
+        ({"hardware": "cuda"}, "--hardware cuda"),
+        ({"rate": 30}, "--rate 30"),
+    ],
+)
+def test_options_of_videos_are_refused_for_pictures(
+    folder: Path, tmp_path: Path, options: dict[str, Any], flag: str
+) -> None:
+    chosen = ProcessOptions(model="identity", **options)
+    picture = min(folder.iterdir())
+    for source in (folder, picture):
+        with pytest.raises(UsageError, match=f"^{flag} is for videos, and the source is images") as e:
+            process_images(str(source), str(tmp_path / "out"), options=chosen)
+        assert str(source) in str(e.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [({"crf": 20}, True), ({"lossless": True}, True), ({"rate": 30}, True), ({"start": 0.04, "duration": 0.1}, False)],
+)
+def test_options_of_encoding_are_refused_where_pictures_come_out(
+    tmp_path: Path, options: dict[str, Any], refused: bool
+) -> None:
+    source = write_numbered_clip(tmp_path / "a.mp4", 6, (96, 64), rate=25)
+    chosen = ProcessOptions(model="identity", **options)
+    if refused:
+        with pytest.raises(UsageError, match="images come out"):
+            process_images(str(source), f"{tmp_path}/frames/", options=chosen)
+    else:
+        assert process_images(str(source), f"{tmp_path}/frames/", options=chosen).frames == 3
+
+
+def test_options_of_a_file_are_refused_for_a_folder(folder: Path, tmp_path: Path) -> None:
+    for options, flag in (({"stream": 1}, "--stream 1"), ({"hardware": "cuda"}, "--hardware cuda")):
+        with pytest.raises(UsageError, match=f"^{flag} is for a video as the source"):
+            process_video(folder, tmp_path / "b.mkv", model="identity", **options)

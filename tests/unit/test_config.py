@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from streamdeblur.config import ProcessOptions, load_yaml, parse
+from streamdeblur.config import ProcessOptions, load_yaml, merge, parse
 from streamdeblur.errors import ConfigError
 
 
@@ -36,6 +36,11 @@ def test_defaults() -> None:
         ({"tiling": "tiny"}, "tiling 'tiny'"),
         ({"rate": 0}, "rate 0"),
         ({"lossless": True, "crf": 18}, "lossless and crf exclude each other"),
+        ({"encoder": "ffv1", "crf": 18}, "ffv1 is always lossless, so crf 18 has no meaning"),
+        ({"encoder": "ffv1", "preset": "slow"}, "ffv1 has no presets, so preset slow has no meaning"),
+        ({"encoder": "x264", "crf": 52}, "crf 52 is more than x264 takes: give 0 to 51"),
+        ({"encoder": "hevc_nvenc", "crf": 51.5}, "crf 51.5 is more than hevc_nvenc takes"),
+        ({"encoder": "av1", "lossless": True}, "av1 has no lossless mode here"),
         ({"deinterlace": True, "interlaced": "progressive"}, "deinterlace needs an interlaced source"),
         ({"start": float("nan")}, "start nan"),
         ({"duration": float("nan")}, "duration nan"),
@@ -80,3 +85,40 @@ def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_yaml(path)
     with pytest.raises(ConfigError, match="No such file"):
         load_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "expected"),
+    [
+        ({"lossless": True}, {"crf": 20.0}, {"crf": 20.0}),
+        ({"crf": 20}, {"lossless": True}, {"lossless": True}),
+        ({"crf": 20, "encoder": "x265"}, {"lossless": True}, {"lossless": True, "encoder": "x265"}),
+        ({"encoder": "ffv1"}, {"crf": 20.0}, {"crf": 20.0}),
+        ({"crf": 60, "encoder": "av1"}, {"encoder": "x264"}, {"encoder": "x264"}),
+        ({"crf": 20, "preset": "slow"}, {"encoder": "ffv1"}, {"encoder": "ffv1"}),
+        ({"interlaced": "progressive"}, {"deinterlace": True}, {"deinterlace": True}),
+        ({"lossless": True}, {"lossless": False, "crf": 20.0}, {"crf": 20.0}),
+        ({"lossless": True, "start": 1}, {"crf": "20", "start": "2"}, {"crf": 20.0, "start": 2.0}),
+        ({"lossless": True, "encoder": "x264"}, {"encoder": "av1"}, {"encoder": "av1"}),
+    ],
+)
+def test_what_is_given_drops_what_the_file_says_against_it(
+    file: dict[str, Any], given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert merge(ProcessOptions, file, given, "c.yaml") == ProcessOptions(**expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "says"),
+    [
+        ({"lossless": True, "crf": 20}, {}, "exclude each other: leave one out in c.yaml"),
+        ({"start": 1}, {"lossless": True, "crf": 20.0}, "exclude each other: leave one out in c.yaml and the command"),
+        ({}, {"lossless": True, "crf": 20.0}, "exclude each other: leave one out in the command line"),
+        ({"crf": 99}, {"crf": 20.0}, "crf 99 in c.yaml:"),
+        ({"lossless": True}, {"crf": 99.0}, "crf 99.0 in c.yaml and the command line:"),
+    ],
+)
+def test_conflicts_of_one_side_stay_errors(file: dict[str, Any], given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        merge(ProcessOptions, file, given, "c.yaml")
+    assert says in str(e.value)

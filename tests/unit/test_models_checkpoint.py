@@ -227,6 +227,26 @@ def test_authors_checkpoints_come_in(
     assert all(torch.equal(state[name], original[name]) for name in original)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_bare_state_dict_comes_in(tmp_path: Path, authors_state: dict[str, torch.Tensor], prefix: str) -> None:
+    file = tmp_path / "net.pth"
+    torch.save({prefix + name: value for name, value in authors_state.items()}, file)
+    state, variant = import_authors(file)
+    original = random_state(MIMO_UNET, 1)
+    assert variant == "mimo-unet"
+    assert all(torch.equal(state[name], original[name]) for name in original)
+
+
+def test_a_checkpoint_of_ours_is_named_as_such(path: Path) -> None:
+    about = replace(ABOUT, variant="tiny", score=31.25, training_data="GoPro")
+    state = random_state(TINY, 0)
+    save_checkpoint(path, state, about)
+    count = sum(value.numel() for value in state.values())
+    with pytest.raises(WeightsError) as error:
+        import_authors(path)
+    one_line(error, f"in this format already: it holds tiny, {count / 1e6:.2f} M parameters", "GoPro", "31.25 dB")
+
+
 def test_the_larger_network_is_recognised(tmp_path: Path) -> None:
     file = tmp_path / "MIMO-UNetPlus.pkl"
     original = random_state(MIMO_UNET_PLUS, 0)
@@ -299,9 +319,16 @@ BAD_PICKLES: dict[str, tuple[Callable[[Path, dict[str, torch.Tensor]], object], 
     "cut": (_cut(True), "damaged or no checkpoint"),
     "cut old": (_cut(False), "damaged or no checkpoint"),
     "plain pickle": (lambda p, s: p.write_bytes(pickle.dumps({"model": 1})), "damaged or no checkpoint"),
-    "bare state": (lambda p, s: torch.save(s, p), "no entry 'model'"),
-    "a tensor": (lambda p, s: torch.save(torch.zeros(3), p), "no entry 'model'"),
-    "model is a number": (lambda p, s: torch.save({"model": 1}, p), "no entry 'model'"),
+    "bare state of another network": (
+        lambda p, s: torch.save({"fc.weight": torch.zeros(1)}, p),
+        "244 missing (feat_extract.0.main.0.weight",
+    ),
+    "a tensor": (lambda p, s: torch.save(torch.zeros(3), p), "holds a Tensor and no state dict"),
+    "a list": (lambda p, s: torch.save([1, 2], p), "holds a list and no state dict"),
+    "nothing": (lambda p, s: torch.save({}, p), "holds an empty dict and no state dict"),
+    "other entries": (lambda p, s: torch.save({"epoch": 3, "lr": 0.1}, p), "holds the entries 'epoch', 'lr' and no"),
+    "model is a number": (lambda p, s: torch.save({"model": 1}, p), "holds the entry 'model' and no state dict"),
+    "another safetensors": (lambda p, s: safetensors.torch.save_file({"a": torch.zeros(1)}, p), "not weights of"),
     "values are numbers": (lambda p, s: torch.save({"model": dict.fromkeys(s, 1)}, p), "is a int"),
     "other network": (lambda p, s: torch.save({"model": {"fc.weight": torch.zeros(1)}}, p), "244 missing"),
     "nan": (lambda p, s: torch.save({"model": {k: v * float("nan") for k, v in s.items()}}, p), "NaN or infinity"),

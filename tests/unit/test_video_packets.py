@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamdeblur.video.packets import StreamDigest, without_adts
+from streamdeblur.video.packets import StreamDigest, avc_parameter_sets, without_adts
 
 
 def _adts(payload: bytes, *, crc: bool = False, length: int | None = None) -> bytes:
@@ -44,3 +44,15 @@ def test_packets_count_but_for_pcm() -> None:
     assert _digest("pcm_s16le", b"ab", b"cd").same(_digest("pcm_s16le", b"abcd"))
     assert not _digest("opus", b"ab").same(_digest("opus", b"ac"))
     assert _digest("opus", b"", b"ab").same(_digest("opus", b"ab"))
+
+
+def test_parameter_sets_of_an_avcc_record() -> None:
+    """Two sequence sets and one picture set, with lengths of four bytes and of two."""
+    sets = [b"\x67\x64\x00\x0a\xac", b"\x67\x42", b"\x68\xee\x3c"]
+    for width in (4, 2):
+        record = bytes([1, 0x64, 0, 0x0A, 0xFC | (width - 1), 0xE0 | 2])
+        record += b"".join(len(s).to_bytes(2, "big") + s for s in sets[:2])
+        record += bytes([1]) + len(sets[2]).to_bytes(2, "big") + sets[2]
+        assert avc_parameter_sets(record) == b"".join(len(s).to_bytes(width, "big") + s for s in sets)
+    assert avc_parameter_sets(b"\0\0\0\1\x67\x64\0\x0a") == b""
+    assert avc_parameter_sets(b"") == b""

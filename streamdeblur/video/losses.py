@@ -1,0 +1,147 @@
+"""What a finished file does not say any more of what its source said, found out by reading it again.
+
+Containers differ in what they hold, and FFmpeg's muxers say nothing of what they leave out: AVI has no rotation and no
+chapters, MPEG-TS no tags, MOV no German. No table of that can be complete, so the file itself is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+from av.stream import Disposition
+
+from streamdeblur.video.reader import VideoReader
+from streamdeblur.video.streams import container_tags
+from streamdeblur.video.tags import SourceTags
+
+_NAMES = {
+    "mp4": "MP4",
+    "mov": "MOV",
+    "3gp": "3GP",
+    "matroska": "Matroska",
+    "webm": "WebM",
+    "avi": "AVI",
+    "mpegts": "MPEG-TS",
+    "nut": "NUT",
+}
+_ENDINGS = {"mp4": ".mp4", "mov": ".mov", "matroska": ".mkv"}
+_UNKNOWN = {0, 2, 3}
+_STILL = (65536, 0, 0, 65536)
+_MARKS = [m for m in Disposition if m and m not in (Disposition.default, Disposition.attached_pic)]
+#: Matroska's tick, which everybody knows of who writes it.
+_KNOWN_TICK = {"matroska": Fraction(1, 2000), "webm": Fraction(1, 2000)}
+
+
+def losses(
+    source: VideoReader,
+    output: VideoReader,
+    container: str,
+    tracks: Sequence[Any],
+    *,
+    moved: Fraction,
+    rounded: Fraction,
+    told: Iterable[str] = (),
+) -> Iterator[str]:
+    """A line for each thing that ``output`` has lost, with the containers that would keep it.
+
+    container: FFmpeg's name of the output's. tracks: the streams of the source in the order of the output's.
+    moved, rounded: seconds by which timestamps moved as a whole, and one by one at the most. told: keys of tags whose
+    loss has been told already.
+    """
+
+    def lost(what: str, *kept: str) -> str:
+        elsewhere = [_ENDINGS[k] for k in kept if k != container]
+        hint = f"; {', '.join(elsewhere)} would keep it" if elsewhere else ""
+        return f"lost, because {_NAMES.get(container, container)} does not hold it: {what}{hint}"
+
+    a, b = source.info, output.info
+    if not same_turn(source.tags.display_matrix, output.tags.display_matrix):
+        turned = f"the rotation or flip of the picture ({a.rotation} degrees became {b.rotation})"
+        yield lost(turned, "mp4", "mov", "matroska")
+    if not same_ratio(a.sample_aspect_ratio, b.sample_aspect_ratio, container):
+        yield lost(f"the sample aspect ratio {a.sample_aspect_ratio}", "mp4", "mov", "matroska")
+    changed = changed_colour(source.tags, output.tags)
+    colour = [name for name, code, _ in changed if name == "colour range" or code not in _UNKNOWN]
+    if colour:
+        yield lost(f"the {', '.join(colour)} of the picture", "mp4", "matroska")
+    if b.field_order != a.field_order and b.field_order != "progressive":
+        yield lost(f"the field order {a.field_order}", "mp4", "matroska")
+    if not source.shift:
+        count = len(list(source.container.chapters()))
+        if count > len(list(output.container.chapters())):
+            yield lost(f"{count} chapter{'s' if count > 1 else ''}", "mp4", "mov", "matroska")
+    keys = _lost_tags(source.container, output.container, told)
+    if keys:
+        yield lost(f"the tags {', '.join(keys)}", "mp4", "matroska")
+    yield from (lost(what, "matroska") for what in _lost_of_tracks(tracks, output.container))
+    if moved:
+        yield lost(f"the time at which it begins (frames are moved by {float(moved):.3f} s)", "mp4", "mov", "matroska")
+    if rounded > _KNOWN_TICK.get(container, 0):
+        text = f"{float(rounded) * 1000:.3f} ms" if rounded >= Fraction(1, 2000000) else "less than 0.001 ms"
+        yield lost(f"the exact times of frames (rounded by up to {text})", "mp4", "mov")
+
+
+def same_turn(x: tuple[int, ...] | None, y: tuple[int, ...] | None) -> bool:
+    """Equal rotations and flips. The translation only brings the turned picture back to the origin."""
+
+    def turn(m: tuple[int, ...] | None) -> tuple[int, ...]:
+        return _STILL if m is None else (m[0], m[1], m[3], m[4])
+
+    return all(abs(a - b) <= 2 for a, b in zip(turn(x), turn(y), strict=True))  # Matroska keeps angles
+
+
+def same_ratio(x: Fraction | None, y: Fraction | None, container: str) -> bool:
+    """Equal pixel shapes; Matroska stores them by whole display sizes, which FFmpeg reduces to terms up to 255."""
+    a, b = x or Fraction(1), y or Fraction(1)
+    return a == b or (container in _KNOWN_TICK and abs(a / b - 1) < Fraction(1, 200))
+
+
+def changed_colour(a: SourceTags, b: SourceTags) -> Iterator[tuple[str, int, int]]:
+    """Names and both codes (H.273; of the range AVColorRange) of the colour tags that differ; 0, 2 and 3 mean nothing.
+
+    The matrix of RGB is left out, and so is its range.
+    """
+    rgb = a.layout.model == "rgb"
+    for name, x, y in (
+        ("colour matrix", a.matrix, b.matrix),
+        ("colour primaries", a.primaries, b.primaries),
+        ("transfer characteristic", a.transfer, b.transfer),
+    ):
+        if x != y and not {x, y} <= _UNKNOWN and not (rgb and name == "colour matrix"):
+            yield name, x, y
+    if not rgb and (a.color_range == 2) != (b.color_range == 2):
+        yield "colour range", a.color_range, b.color_range
+
+
+def _lost_tags(source: Any, output: Any, told: Iterable[str]) -> list[str]:
+    def plain(key: str) -> str:
+        return key.lower().replace("_", " ")
+
+    kept = {plain(k) for part in (output, *output.streams) for k, v in part.metadata.items() if v}
+    skipped = {plain(k) for k in told}
+    tags = container_tags(source)
+    # "title-eng" is how FFmpeg tells the language of a "title" beside it.
+    mine = [k for k, v in tags.items() if v and not (k.rpartition("-")[0] in tags and len(k.rpartition("-")[2]) == 3)]
+    return sorted(k for k in mine if plain(k) not in kept | skipped)
+
+
+def _lost_of_tracks(tracks: Sequence[Any], output: Any) -> Iterator[str]:
+    found = [s for s in output.streams if s.type != "attachment" and not s.disposition & Disposition.attached_pic]
+    languages, titles, marks = [], [], []
+    for a, b in zip(tracks, found, strict=False):
+        if a.type != b.type:
+            continue
+        label = f"stream {a.index} ({a.type})"
+        if (a.language or "und") != "und" and (b.language or "und") == "und":
+            languages.append(f"{a.language} of {label}")
+        title = a.metadata.get("title") or a.metadata.get("name")
+        if title and title not in b.metadata.values():
+            titles.append(f"{title!r} of {label}")
+        gone = [str(m.name) for m in _MARKS if a.disposition & m and not b.disposition & m]
+        if gone:
+            marks.append(f"{', '.join(gone)} of {label}")
+    for what, items in (("the language ", languages), ("the title ", titles), ("the mark ", marks)):
+        if items:
+            yield what + "; ".join(items)
