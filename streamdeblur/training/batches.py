@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamdeblur.errors import UsageError
+from streamdeblur.errors import InputError, UsageError
 from streamdeblur.training.recipe import Data
-from streamdeblur.training.shards import count_pairs, find_shards, load_crops
+from streamdeblur.training.shards import Shard, count_pairs, find_shards, load_crops
 
 #: Streams of random numbers that must not meet.
 _ORDER, _AUGMENT = 1, 2
@@ -59,7 +59,13 @@ class ShardBatches:
         self._device = device or torch.device("cpu")
         self._files = find_shards(data.shards)
         self._counts = count_pairs(self._files)
-        size = load_crops(self._files[:1], 1)[0].shape[-1] if self._counts else 0
+        height, width = Shard(self._files[0]).pair(0)[0].shape[:2]
+        if height != width:
+            raise UsageError(
+                f"pictures in {self._files[0]} are {width}x{height}, training crops are square",
+                "whole images serve validation; make crops with prepare --config",
+            )
+        self._size = size = height
         if size < data.crop:
             raise UsageError(
                 f"crops in {self._files[0]} are {size} px, below the crop of {data.crop}", "prepare larger"
@@ -99,8 +105,18 @@ class ShardBatches:
         key = tuple(self._files[k] for k in group)
         with self._lock:
             if key not in self._held:
-                self._held[key] = self._pool.submit(lambda: load_crops(key, self._threads).to(self._device))
+                self._held[key] = self._pool.submit(self._load, key)
             return self._held[key]
+
+    def _load(self, files: tuple[Path, ...]) -> Tensor:
+        crops = load_crops(files, self._threads)
+        if crops.shape[-2:] != (self._size, self._size):
+            raise InputError(
+                f"crops in {files[0]} are {crops.shape[-1]}x{crops.shape[-2]}, those in {self._files[0]} "
+                f"{self._size}x{self._size}",
+                "training shards hold crops of one size",
+            )
+        return crops.to(self._device)
 
     def _drop_all_but(self, groups: Sequence[Sequence[int]]) -> None:
         keep = {tuple(self._files[k] for k in g) for g in groups}
@@ -151,10 +167,11 @@ def augment(
     Cuts at random, flips, rotates by quarter turns, and replaces a share of the blurred crops by the sharp ones.
     """
     crops = crops.to(device, non_blocking=True)
-    rng = generator(seed, _AUGMENT, step, rank)
     margin = crops.shape[-1] - data.crop
     out = []
-    for crop in crops:
+    for number, crop in enumerate(crops, start=rank * data.batch):
+        # By the number in the batch of all processes: two of them see what one with twice the batch would.
+        rng = generator(seed, _AUGMENT, step, number)
         y, x = rng.integers(0, margin + 1, 2).tolist()
         horizontal, vertical, turns, sharp = rng.random(4).tolist()
         piece = crop[..., y : y + data.crop, x : x + data.crop]

@@ -24,10 +24,15 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 def load(kind: type[T], path: str | os.PathLike[str], changes: typing.Sequence[str] = ()) -> T:
     """The recipe in a YAML file, with ``key.key=value`` changes over it. Raises ConfigError."""
     values = load_yaml(path)
-    for change in changes:
-        _apply(values, change)
+    apply_changes(values, changes)
     where = f"{os.fspath(path)}{' and the command line' if changes else ''}"
     return parse(kind, values, where)
+
+
+def apply_changes(values: dict[str, Any], changes: typing.Sequence[str]) -> None:
+    """Put ``key.key=value`` changes over plain values. Raises ConfigError for one that is none."""
+    for change in changes:
+        _apply(values, change)
 
 
 def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -46,7 +51,7 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
     # The dataclasses know no pydantic; its settings are hung on them here.
     for value in vars(recipe).values():
-        if isinstance(value, type) and dataclasses.is_dataclass(value):
+        if isinstance(value, type) and dataclasses.is_dataclass(value) and value.__module__ == recipe.__name__:
             value.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
     return TypeAdapter(kind)
 

@@ -80,6 +80,8 @@ class SampledBatches:
             num_workers=self._data.workers,
             prefetch_factor=4 if self._data.workers else None,
             worker_init_fn=one_thread,
+            # Of its own, or the loader would draw from the global one, on which dropout runs.
+            generator=torch.Generator(),
         )
         yield from loader
 

@@ -41,8 +41,14 @@ class JsonLog:
         self._file.close()
 
     def _write(self, **values: Any) -> None:
-        plain = {k: float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in values.items()}
-        self._file.write(json.dumps(plain) + "\n")
+        self._file.write(json.dumps({k: _number(v) for k, v in values.items()}) + "\n")
+
+
+def _number(value: Any) -> Any:
+    """Six digits of a float; null for one that JSON can't hold (the gradient's norm where fp16 overflowed)."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 class TensorBoard:

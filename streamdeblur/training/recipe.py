@@ -106,18 +106,24 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Adam or AdamW; clip: largest norm of the gradient, 0 for no clipping; ema: decay of the averaged weights."""
+    """Adam, AdamW or Muon (``optimizers.Muon``).
 
-    name: Literal["adam", "adamw"] = "adam"
+    muon_ratio: learning rate of Muon's matrices over ``lr``. clip: largest norm of the gradient, 0 for no clipping.
+    ema: decay of the averaged weights.
+    """
+
+    name: Literal["adam", "adamw", "muon"] = "adam"
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    muon_ratio: float = 2.0
     clip: float = 0.0
     ema: float = 0.999
 
     def __post_init__(self) -> None:
         _check(self.lr > 0, f"lr {self.lr:g} is not above 0")
         _check(all(0 <= b < 1 for b in self.betas), f"betas {self.betas} are not in 0..1")
+        _check(self.muon_ratio > 0, f"muon_ratio {self.muon_ratio:g} is not above 0")
         _check(self.clip >= 0, f"clip {self.clip:g} is below 0")
         _check(0 <= self.ema < 1, f"ema {self.ema:g} is not in 0..1")
         _check(self.weight_decay >= 0, f"weight_decay {self.weight_decay:g} is below 0")
@@ -198,6 +204,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _check(bool(self.epochs) != bool(self.steps), "give epochs or steps, one of the two")
         _check(self.epochs >= 0 and self.steps >= 0, "epochs and steps can't be below 0")
+        countable = bool(self.data.shards) or any(s.kind == "pairs" for s in self.data.sources)
+        _check(not self.epochs or countable, "epochs need shards or a source of pairs; give steps")
         _check(self.log_every >= 1, f"log_every {self.log_every} is not at least 1")
         _check(0 <= self.seed < 2**32, f"seed {self.seed} is not in 0..2^32-1")
 

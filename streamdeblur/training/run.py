@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -26,11 +27,12 @@ def run_training(
     max_minutes: float | None = None,
     tensorboard: bool = True,
     observers: Sequence[Observer] = (),
+    asked: Callable[[], int] = lambda: 0,
 ) -> Outcome:
     """Train, or go on with the run in ``folder``. Under ``torchrun`` (or Ray Train) every process calls this alike.
 
     device: "auto", "cpu", "cuda", "cuda:N"; with several processes each takes the GPU of its local rank.
-    threads: CPU threads of the network. Raises what ``Trainer`` and the feeds raise.
+    threads: CPU threads of the network. asked: see ``Trainer.train``. Raises what ``Trainer`` and the feeds raise.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -44,11 +46,11 @@ def run_training(
                 recipe,
                 folder,
                 batches,
-                validation=open_validation(recipe) if rank == 0 or recipe.validation.sets else (),
+                validation=open_validation(recipe),
                 observers=[*own, *observers],
                 device=place,
             )
-            return trainer.train(max_minutes)
+            return trainer.train(max_minutes, asked)
         finally:
             batches.close()
             for observer in own:
@@ -61,7 +63,8 @@ def process_group(device: str) -> Iterator[torch.device]:
     place = resolve_device(device)
     mine = False
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        # The others wait while the main process validates; the default of NCCL would give up after ten minutes.
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(hours=2))
         mine = True
     if dist.is_initialized() and place.type == "cuda":
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

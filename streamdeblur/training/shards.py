@@ -103,7 +103,7 @@ class Shard:
                 self._data: bytes = handle.get_tensor("data").numpy().tobytes()
                 self._offsets: list[int] = handle.get_tensor("offsets").tolist()
                 self.names: list[str] = json.loads(metadata["names"])
-        except (OSError, SafetensorError) as e:
+        except (OSError, ValueError, KeyError, SafetensorError) as e:
             raise UnreadableInput(f"shard {self.path} can't be read: {e}", "check the path, or prepare it again") from e
         if len(self._offsets) != 2 * len(self.names) + 1 or self._offsets[-1] != len(self._data):
             raise UnreadableInput(f"shard {self.path} is damaged: its index does not fit", "prepare it again")

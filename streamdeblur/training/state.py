@@ -29,14 +29,14 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str,
     (a tensor that is larger is cut along its first axis).
     """
     partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
-    limit = int(options.part_mib * 2**20) - 2**16  # room for the header
+    limit = int(options.part_mib * 2**20) - 1024  # some room for the header, the rest is counted by tensor
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         parts: list[dict[str, Tensor]] = [{}]
         size = 0
         for name, tensor in _pieces(tensors, options, limit):
-            length = tensor.numel() * tensor.element_size()
+            length = tensor.numel() * tensor.element_size() + len(name) + 128
             if parts[-1] and size + length > limit:
                 parts.append({})
                 size = 0
@@ -66,14 +66,15 @@ def _pieces(tensors: Mapping[str, Tensor], options: StateOptions, limit: int) ->
     pieces = []
     for name, value in tensors.items():
         tensor = value.detach().to("cpu")
-        if options.dtype == "bf16" and tensor.dtype == torch.float32:
+        # A counter of steps is a scalar, and bf16 would round it from 257 on.
+        if options.dtype == "bf16" and tensor.dtype == torch.float32 and tensor.dim():
             tensor = tensor.to(torch.bfloat16)
         tensor = tensor.contiguous()
         row = tensor.numel() * tensor.element_size() // max(1, tensor.shape[0]) if tensor.dim() else 0
-        if not row or row * tensor.shape[0] <= limit:
+        if not row or row * tensor.shape[0] <= limit - 256:
             pieces.append((name, tensor.clone()))
             continue
-        step = max(1, limit // row)
+        step = max(1, (limit - 256) // row)
         pieces += [(f"{name}|{k:05d}", chunk.clone()) for k, chunk in enumerate(tensor.split(step))]
     return pieces
 
@@ -96,7 +97,7 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for file in index["files"]:
             read.update(load_file(folder / file))
         values: dict[str, Any] = index["values"]
-    except (OSError, ValueError, KeyError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
         raise InputError(
             f"the training state in {folder} is damaged: {e}", "start again from its best checkpoint"
         ) from e

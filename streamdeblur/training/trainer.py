@@ -33,6 +33,7 @@ from streamdeblur.models.random_weights import random_state
 from streamdeblur.restore.engine import resolve_precision
 from streamdeblur.training.batches import Batches, augment, generator
 from streamdeblur.training.losses import DeblurLoss
+from streamdeblur.training.optimizers import make_optimizer
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.schedule import rate_factor
 from streamdeblur.training.state import has_state, load_state, save_state
@@ -84,6 +85,18 @@ class Outcome:
     best: float | None
     folder: Path
     seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "step": self.step,
+            "finished": self.finished,
+            "stopped": self.stopped,
+            "best": self.best,
+            "seconds": round(self.seconds, 1),
+            "folder": str(self.folder),
+            "scores": None if self.scores is None else self.scores.as_dict(),
+        }
 
 
 @dataclass(frozen=True)
@@ -149,9 +162,13 @@ class Averaged:
 
 
 class _Stop:
-    """Whether to stop after this step: SIGTERM or SIGINT, or the time is up. Signals only on the main thread."""
+    """Whether to stop after this step: SIGTERM or SIGINT, or the time is up. Signals only on the main thread.
 
-    def __init__(self, max_minutes: float | None) -> None:
+    asked: gives the number of a signal that came by another way, 0 for none.
+    """
+
+    def __init__(self, max_minutes: float | None, asked: Callable[[], int]) -> None:
+        self._asked = asked
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._signal = 0
         self._old: dict[int, Any] = {}
@@ -174,11 +191,15 @@ class _Stop:
     @property
     def signalled(self) -> bool:
         """Whether this process got a signal."""
-        return bool(self._signal)
+        return bool(self._signal or self._asked())
 
     def reason(self, world: World) -> str:
         """Why to stop, "" to go on; the same on every process."""
-        code = self._signal or (1000 if self._deadline is not None and time.monotonic() >= self._deadline else 0)
+        code = (
+            self._signal
+            or self._asked()
+            or (1000 if self._deadline is not None and time.monotonic() >= self._deadline else 0)
+        )
         if world.size > 1:
             flag = torch.tensor([code], device=world.device)
             dist.all_reduce(flag, dist.ReduceOp.MAX)
@@ -217,14 +238,8 @@ class Trainer:
         self.net = net.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.averaged = Averaged(self.net, recipe.optimizer.ema)
         o = recipe.optimizer
-        kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
-        self._optimizer = kind(
-            self.net.parameters(),
-            lr=o.lr,
-            betas=o.betas,
-            weight_decay=o.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self._names = {parameter: name for name, parameter in self.net.named_parameters()}
+        self._optimizer = make_optimizer(o, self.net, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
         self._loss = DeblurLoss(recipe.loss.msfr_weight, recipe.loss.msfr)
         self.step = 0
@@ -255,23 +270,27 @@ class Trainer:
         self.averaged.net.load_state_dict(
             {k.removeprefix("ema/"): v for k, v in tensors.items() if k.startswith("ema/")}
         )
-        if any(k.startswith("exp_avg/") for k in tensors):
-            for name, parameter in self.net.named_parameters():
-                self._optimizer.state[parameter] = {
-                    "step": tensors["optimizer_step"].clone(),
-                    **{
-                        # In the memory layout of the parameter: fused Adam walks both side by side.
-                        key: torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{key}/{name}"])
-                        for key in ("exp_avg", "exp_avg_sq")
-                    },
-                }
-            if self.world.device.type == "cuda":  # fused Adam wants its counters there
-                for entry in self._optimizer.state.values():
-                    entry["step"] = entry["step"].to(self.world.device)
-        else:
-            self._warm_from = self.step
+        self._load_moments(tensors)
         if values.get("scaler"):
             self._scaler.load_state_dict(values["scaler"])
+
+    def _load_moments(self, tensors: dict[str, Tensor]) -> None:
+        """The optimiser's state, where the one that was saved has all that this one needs; else a new warm-up."""
+        fused = self.recipe.optimizer.name != "muon" and self.world.device.type == "cuda"
+        for group in self._optimizer.param_groups:
+            keys = ("exp_avg",) if group.get("muon") else ("exp_avg", "exp_avg_sq")
+            for parameter in group["params"]:
+                name = self._names[parameter]
+                if any(f"{key}/{name}" not in tensors for key in keys):
+                    self._optimizer.state.clear()
+                    self._warm_from = self.step
+                    return
+                step = tensors["optimizer_step"].clone()
+                self._optimizer.state[parameter] = {
+                    "step": step.to(self.world.device) if fused else step,  # fused Adam wants its counters there
+                    # In the memory layout of the parameter: fused Adam walks both side by side.
+                    **{k: torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{k}/{name}"]) for k in keys},
+                }
 
     def _say_changes(self, before: dict[str, Any]) -> None:
         if self.world.main:
@@ -289,7 +308,7 @@ class Trainer:
         for name, parameter in self.net.named_parameters():
             moments = self._optimizer.state.get(parameter)
             if moments and self.recipe.state.moments:
-                tensors |= {f"{key}/{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+                tensors |= {f"{k}/{name}": moments[k] for k in ("exp_avg", "exp_avg_sq") if k in moments}
                 tensors["optimizer_step"] = moments["step"]
         values = {
             "step": self.step,
@@ -321,6 +340,7 @@ class Trainer:
             score=None if scores is None else round(scores.score, 4),
             score_note=note,
             licence=r.licence,
+            extra={"preview": "never validated" if scores is None else scores.shortfall},
         )
         weights = {k: v.to(torch.bfloat16) for k, v in self.averaged.net.state_dict().items()}
         save_checkpoint(path, weights, metadata)
@@ -367,8 +387,11 @@ class Trainer:
         self.averaged.update(self.step)
         return loss.detach(), parts, norm.detach()
 
-    def train(self, max_minutes: float | None = None) -> Outcome:
-        """Run to the last step, or until the time is up or a signal comes; the state is saved in every case."""
+    def train(self, max_minutes: float | None = None, asked: Callable[[], int] = lambda: 0) -> Outcome:
+        """Run to the last step, or until the time is up or a signal comes; the state is saved in every case.
+
+        asked: looked at after every step; the number of a signal where one came by another way, as from Ray's driver.
+        """
         r, world = self.recipe, self.world
         started = time.monotonic()
         scores: Scores | None = None
@@ -378,7 +401,7 @@ class Trainer:
             (self.folder / "recipe.json").write_text(r.to_json(), encoding="utf-8")
         meter = _Meter()
         pending: _Done | None = None
-        with _Stop(max_minutes) as stop, contextlib.closing(_Ahead(self._feed())) as feed:
+        with _Stop(max_minutes, asked) as stop, contextlib.closing(_Ahead(self._feed())) as feed:
             if self.step >= r.steps and self._validation and self._validated != self.step:
                 scores = self._validate(stop)  # was stopped after its last step
                 stopped = stop.reason(world)

@@ -17,6 +17,9 @@ from streamdeblur.training.codec import Picture
 #: (name, blurred, sharp) of every pair of a set, RGB uint8 (H, W, 3).
 Pairs = Callable[[], Iterator[tuple[str, Picture, Picture]]]
 
+#: dB: what weights must gain on one set, and what no image may lose, before they stop calling themselves a preview.
+LEAST_GAIN, WORST_LOSS = 0.5, 0.3
+
 
 @dataclass(frozen=True)
 class SetScore:
@@ -54,6 +57,18 @@ class Scores:
         """Mean over the sets of their mean PSNR: what picks the best checkpoint."""
         return statistics.fmean(s.restored for s in self.sets)
 
+    @property
+    def shortfall(self) -> str:
+        """Why weights with these scores are no more than a preview; "" when they are good enough to rely on.
+
+        Asked for: no set loses on the mean, one gains half a dB or more, and no image loses more than 0.3 dB.
+        """
+        losing = [f"{s.name} loses {-s.gain:.2f} dB" for s in self.sets if s.gain < 0]
+        harmed = [f"an image of {s.name} loses {-s.worst_gain:.2f} dB" for s in self.sets if s.worst_gain < -WORST_LOSS]
+        best = max(s.gain for s in self.sets)
+        little = [f"the best gain is {best:.2f} dB"] if best < LEAST_GAIN else []
+        return ", ".join(losing + harmed + little)
+
     def as_dict(self) -> dict[str, float]:
         values = {"score": self.score}
         for s in self.sets:
@@ -88,17 +103,37 @@ def validate(
     *,
     sharp: bool,
     strips: int = 0,
-) -> Scores:
+    stop: Callable[[], bool] = lambda: False,
+) -> Scores | None:
     """Run ``net`` (put into eval mode and back) over every pair of every set.
 
-    sharp: also run the sharp images. strips: how many crops of each set to return as pictures.
+    sharp: also run the sharp images. strips: how many crops of each set to return as pictures. stop: asked before
+    every pair; None is returned once it says yes.
     """
     training = net.training
     net.eval()
+    try:
+        return _validate(net, sets, device, dtype, sharp=sharp, strips=strips, stop=stop)
+    finally:
+        net.train(training)
+
+
+def _validate(
+    net: ResidualModel,
+    sets: Sequence[tuple[str, Pairs]],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    sharp: bool,
+    strips: int,
+    stop: Callable[[], bool],
+) -> Scores | None:
     rows, pictures, kept = [], [], []
     for name, pairs in sets:
         blurry, restored = [], []
         for image, blur, truth in pairs():
+            if stop():
+                return None
             result = restore(net, blur, device, dtype)
             blurry.append(psnr8(blur, truth))
             restored.append(psnr8(result, truth))
@@ -108,7 +143,6 @@ def validate(
                 pictures.append(Strip(f"{name}/{image}", _strip(blur, result, truth)))
         gains = [b - a for a, b in zip(blurry, restored, strict=True)]
         rows.append(SetScore(name, len(gains), statistics.fmean(blurry), statistics.fmean(restored), min(gains)))
-    net.train(training)
     return Scores(tuple(rows), statistics.fmean(kept) if kept else None, tuple(pictures))
 
 

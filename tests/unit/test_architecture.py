@@ -42,7 +42,19 @@ PORTABLE = (
     "evaluation.metrics",
     *(
         f"training.{name}"
-        for name in ("bare", "batches", "codec", "losses", "recipe", "schedule", "shards", "state", "trainer", "validation")
+        for name in (
+            "bare",
+            "batches",
+            "codec",
+            "losses",
+            "optimizers",
+            "recipe",
+            "schedule",
+            "shards",
+            "state",
+            "trainer",
+            "validation",
+        )
     ),
 )
 PORTABLE_LIBRARIES = {"torch", "numpy", "safetensors"}

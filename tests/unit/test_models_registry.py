@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -259,3 +260,18 @@ def test_importing_the_room_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("reason", ["", "reds loses 0.10 dB"])
+def test_weights_that_fell_short_say_so_once(tmp_path: Path, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert SMALL is not None
+    path = tmp_path / "some.safetensors"
+    save_checkpoint(
+        path, random_state(SMALL, 0), Metadata("mimo-unet-small", SMALL, extra={"preview": reason} if reason else {})
+    )
+    with caplog.at_level("WARNING", logger="streamdeblur"):
+        logging.getLogger("streamdeblur").propagate = True
+        build("mimo-unet-small", path)
+        build(None, path)
+    said = [r.getMessage() for r in caplog.records]
+    assert said == ([f"mimo-unet-small: these weights are a preview: {reason}"] if reason else [])

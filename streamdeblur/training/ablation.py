@@ -1,0 +1,340 @@
+"""The ablations of the paper (Tables 3 and 4) at a budget of one's own: every row trained, scored, and tabled.
+
+A study is a folder: a run for every row (``streamdeblur.training.trainer``), beside it NAME.json with its result, and
+the tables as ablation.json, ablation.csv and ablation.md. Started again, it goes on where it was, row by row.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from streamdeblur.config import load_yaml
+from streamdeblur.errors import ConfigError, InputError, OutputError, UsageError
+from streamdeblur.models.checkpoint import load_checkpoint
+from streamdeblur.models.mimo_unet import MIMOUNetConfig, network_from_state, parameter_shapes
+from streamdeblur.restore.engine import resolve_device, resolve_precision
+from streamdeblur.training.config import apply_changes, parse
+from streamdeblur.training.feeds import open_validation
+from streamdeblur.training.recipe import Recipe
+from streamdeblur.training.run import run_training
+from streamdeblur.training.trainer import Observer, architecture
+from streamdeblur.training.validation import Scores, validate
+
+log = logging.getLogger(__name__)
+
+Table = Literal[3, 4]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the paper. psnr: dB on GoPro; millions: parameters, None where the paper names none."""
+
+    name: str
+    tables: tuple[Table, ...]
+    mise: bool = False
+    mosd: bool = False
+    aff: bool = False
+    msfr: bool = False
+    fusion: Literal["fam", "concat", "sum"] = "fam"
+    psnr: float = 0.0
+    millions: float | None = None
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """Of ``MIMOUNetConfig``."""
+        return {"mise": self.mise, "mosd": self.mosd, "aff": self.aff, "fusion": self.fusion}
+
+
+_FULL = Row("full", (3, 4), mise=True, mosd=True, aff=True, msfr=True, psnr=31.73, millions=6.81)
+
+#: In the order of the paper. The last row of Table 4 is that of FAM in Table 3.
+ROWS = (
+    Row("plain", (4,), psnr=31.16, millions=6.46),
+    Row("mise", (4,), mise=True, psnr=31.17, millions=6.72),
+    Row("mosd", (4,), mosd=True, psnr=31.33, millions=6.47),
+    Row("aff", (4,), aff=True, psnr=31.33, millions=6.54),
+    Row("mise-mosd", (4,), mise=True, mosd=True, psnr=31.38, millions=6.73),
+    Row("mosd-aff", (4,), mosd=True, aff=True, psnr=31.38, millions=6.54),
+    Row("mise-aff", (4,), mise=True, aff=True, psnr=31.39, millions=6.80),
+    Row("mise-mosd-aff", (4,), mise=True, mosd=True, aff=True, psnr=31.46, millions=6.81),
+    _FULL,
+    dataclasses.replace(_FULL, name="concat", tables=(3,), fusion="concat", psnr=31.66, millions=None),
+    dataclasses.replace(_FULL, name="sum", tables=(3,), fusion="sum", psnr=31.60, millions=None),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to train. recipe: of every row, but for its switches; minutes: at most so many a row, 0 for no limit."""
+
+    recipe: Recipe
+    rows: tuple[Row, ...] = ROWS
+    minutes: float = 0.0
+
+    def recipe_of(self, row: Row) -> Recipe:
+        """The recipe of one row."""
+        loss = self.recipe.loss if row.msfr else dataclasses.replace(self.recipe.loss, msfr_weight=0.0)
+        return dataclasses.replace(self.recipe, architecture={**self.recipe.architecture, **row.switches}, loss=loss)
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A trained row. psnr: mean over the validation sets (dB, 8 bit), of the averaged weights of the last step.
+
+    gain: over the blurred input. parameters: of the network as trained. seconds: of training.
+    """
+
+    row: Row
+    psnr: float
+    gain: float
+    sets: Mapping[str, float]
+    parameters: int
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """Of the rows done so far. stopped: the signal that ended the study early, else ""."""
+
+    rows: tuple[RowResult, ...]
+    stopped: str
+
+    def of(self, table: Table) -> list[dict[str, Any]]:
+        """The rows of a table, plain. ``against``: dB to the table's full network, ours and the paper's."""
+        rows = [r for r in self.rows if table in r.row.tables]
+        full = next((r for r in rows if r.row.name == "full"), None)
+        return [
+            {
+                "row": r.row.name,
+                "table": table,
+                **r.row.switches,
+                "msfr": r.row.msfr,
+                "psnr": round(r.psnr, 4),
+                "against": None if full is None else round(r.psnr - full.psnr, 4),
+                "gain": round(r.gain, 4),
+                "parameters": r.parameters,
+                "steps": r.steps,
+                "seconds": round(r.seconds, 1),
+                "paper_psnr": r.row.psnr,
+                "paper_against": round(r.row.psnr - _FULL.psnr, 2),
+                "paper_parameters": None if r.row.millions is None else round(r.row.millions * 1e6),
+                "sets": {k: round(v, 4) for k, v in r.sets.items()},
+            }
+            for r in rows
+        ]
+
+    @property
+    def tables(self) -> dict[Table, list[dict[str, Any]]]:
+        """Both, without one that has no rows."""
+        numbers: tuple[Table, ...] = (3, 4)
+        return {n: rows for n in numbers if (rows := self.of(n))}
+
+
+def load_study(
+    path: str | os.PathLike[str],
+    changes: Sequence[str] = (),
+    *,
+    tables: Sequence[int] = (),
+    rows: Sequence[str] = (),
+    minutes: float | None = None,
+) -> Study:
+    """A study from YAML: the keys of a recipe, and ``ablation: {tables, rows, minutes}``, over which arguments win.
+
+    Raises ConfigError for a file or a value that is wrong, UsageError for a row that is none.
+    """
+    values = load_yaml(path)
+    apply_changes(values, changes)
+    where = f"{os.fspath(path)}{' and the command line' if changes else ''}"
+    own = values.pop("ablation", None) or {}
+    if not isinstance(own, dict):
+        raise ConfigError(f"ablation {own!r} in {where} holds no keys")
+    unknown = sorted(own.keys() - {"tables", "rows", "minutes"})
+    if unknown:
+        raise ConfigError(f"unknown key 'ablation.{unknown[0]}' in {where}", "known are tables, rows, minutes")
+    recipe = parse(Recipe, values, where)
+    for key in ("mise", "mosd", "aff", "fusion"):
+        if key in recipe.architecture:
+            raise ConfigError(f"architecture.{key} in {where} is what the rows differ in", "leave it out")
+    if not recipe.loss.msfr_weight:
+        raise ConfigError(f"loss.msfr_weight 0 in {where}", "give the weight that rows with MSFR have")
+    if not recipe.validation.sets:
+        raise ConfigError(f"validation.sets in {where} is empty", "name the pairs that score the rows")
+    limit = own.get("minutes", 0) if minutes is None else minutes
+    if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not 0 <= limit < math.inf:
+        raise ConfigError(f"ablation.minutes {limit!r} in {where} is no number of at least 0")
+    architecture(recipe)  # refuse one that can't be built now
+    return Study(recipe, _choose(tables or own.get("tables") or (), rows or own.get("rows") or (), where), float(limit))
+
+
+def _choose(tables: Any, names: Any, where: str) -> tuple[Row, ...]:
+    for key, value in (("tables", tables), ("rows", names)):
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"ablation.{key} {value!r} in {where} is not a list")
+    for number in tables:
+        if number not in (3, 4):
+            raise UsageError(f"table {number!r} has no ablations", "take 3 or 4")
+    known = [r.name for r in ROWS]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"row {name!r} is unknown", f"known are {', '.join(known)}")
+    chosen = tuple(r for r in ROWS if (not tables or set(r.tables) & set(tables)) and (not names or r.name in names))
+    if not chosen:
+        raise UsageError(f"none of the rows {', '.join(map(str, names))} is in table {', '.join(map(str, tables))}")
+    return chosen
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    observers: Sequence[Observer] = (),
+    begin: Callable[[Row, int, int], None] | None = None,
+) -> Results:
+    """Train what is not done yet, and write the tables after every row. SIGTERM and SIGINT save the row and stop.
+
+    begin: told before every row that is trained: the row, its number from 1, how many there are.
+    """
+    done: list[RowResult] = []
+    stopped = ""
+    for number, row in enumerate(study.rows, start=1):
+        recipe = study.recipe_of(row)
+        kept = _kept(folder, row)
+        result = _finished(kept, row, recipe, study.minutes)
+        if result is None:
+            if begin is not None:
+                begin(row, number, len(study.rows))
+            spent = float(kept.get("seconds", 0.0)) if kept else 0.0
+            left = max(1e-6, study.minutes - spent / 60) if study.minutes else None
+            outcome = run_training(
+                recipe,
+                folder / row.name,
+                device=device,
+                threads=threads,
+                max_minutes=left,
+                tensorboard=False,
+                observers=observers,
+            )
+            spent += outcome.seconds
+            if outcome.stopped.startswith("SIG"):
+                stopped = outcome.stopped
+                _keep(folder, row, {"seconds": spent})
+                break
+            scores = outcome.scores if outcome.finished else None
+            scores = scores or _score(recipe, folder / row.name, device)
+            result = RowResult(
+                row=row,
+                psnr=scores.score,
+                gain=sum(s.gain for s in scores.sets) / len(scores.sets),
+                sets={s.name: s.restored for s in scores.sets},
+                parameters=_count(architecture(recipe)),
+                steps=outcome.step,
+                seconds=spent,
+            )
+            values = {k: v for k, v in dataclasses.asdict(result).items() if k != "row"}
+            _keep(folder, row, {**values, "recipe": json.loads(recipe.to_json()), "minutes": study.minutes})
+        done.append(result)
+        write_tables(Results(tuple(done), stopped), folder)
+    return Results(tuple(done), stopped)
+
+
+def _count(config: MIMOUNetConfig) -> int:
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+def _score(recipe: Recipe, folder: Path, device: str) -> Scores:
+    """Of the weights that a run stopped with, which may never have been validated."""
+    weights, metadata = load_checkpoint(folder / "last.safetensors")
+    net = network_from_state(metadata.config, {k: v.float() for k, v in weights.items()})
+    place = resolve_device(device)
+    dtype = resolve_precision(recipe.precision, place, net)
+    scores = validate(net.to(place).eval(), open_validation(recipe), place, dtype, sharp=False)
+    assert scores is not None  # nobody stops it
+    return scores
+
+
+def _kept(folder: Path, row: Row) -> dict[str, Any] | None:
+    path = folder / f"{row.name}.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise InputError(f"the result {path} can't be read: {e}", "remove it, and the row is scored again") from e
+    return values if isinstance(values, dict) else None
+
+
+def _finished(kept: dict[str, Any] | None, row: Row, recipe: Recipe, minutes: float) -> RowResult | None:
+    """The result of an earlier call, if it was of the same recipe and budget."""
+    if not kept or kept.get("recipe") != json.loads(recipe.to_json()) or kept.get("minutes") != minutes:
+        return None
+    return RowResult(row, **{f.name: kept[f.name] for f in dataclasses.fields(RowResult) if f.name != "row"})
+
+
+def _keep(folder: Path, row: Row, values: dict[str, Any]) -> None:
+    _write(folder / f"{row.name}.json", json.dumps(values, indent=1))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"can't write {path}: {e.strerror or e}") from e
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+HEADS = {
+    3: ("fusion", "PSNR", "to FAM", "parameters", "paper: PSNR", "to FAM"),
+    4: ("MISE", "MOSD", "AFF", "MSFR", "PSNR", "to the last", "parameters", "paper: PSNR", "to the last", "parameters"),
+}
+
+
+def cells(table: Table, row: Mapping[str, Any]) -> list[str]:
+    """A row of ``Results.of`` as text under ``HEADS``."""
+
+    def against(value: float | None) -> str:
+        return "" if value is None else f"{value:+.2f}"
+
+    def millions(value: int | None) -> str:
+        return "" if value is None else f"{value / 1e6:.2f} M" if value >= 1e5 else f"{value:,}"
+
+    mine = [f"{row['psnr']:.2f}", against(row["against"]), millions(row["parameters"])]
+    paper = [f"{row['paper_psnr']:.2f}", against(row["paper_against"])]
+    if table == 3:
+        return [{"fam": "FAM", "concat": "concatenation", "sum": "sum"}[row["fusion"]], *mine, *paper]
+    marks = ["✓" if row[key] else "" for key in ("mise", "mosd", "aff", "msfr")]
+    return [*marks, *mine, *paper, millions(row["paper_parameters"])]
+
+
+def write_tables(results: Results, folder: Path) -> None:
+    """ablation.json, ablation.csv (a line a row and table) and ablation.md in ``folder``."""
+    tables = results.tables
+    _write(folder / "ablation.json", json.dumps({f"table_{n}": rows for n, rows in tables.items()}, indent=1))
+    flat = [{k: v for k, v in row.items() if k != "sets"} for rows in tables.values() for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]) if flat else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    _write(folder / "ablation.csv", text.getvalue())
+    parts = []
+    for number, rows in tables.items():
+        lines = [HEADS[number], ["---"] * len(HEADS[number]), *(cells(number, row) for row in rows)]
+        parts.append(f"## Table {number}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    _write(folder / "ablation.md", "\n\n".join(parts) + "\n")
