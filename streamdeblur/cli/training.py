@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def train(
     from streamdeblur.training.recipe import Recipe
 
     console = make_console()
-    set_up_logging(console, quiet=quiet, debug=debug)
+    set_up_logging(console, debug=debug)
     more = (f"start={json.dumps(start)}",) if start else ()
     recipe = load(Recipe, config, (*changes, *more))
     if print_recipe:
@@ -63,15 +64,28 @@ def train(
         return 0
     if workers is not None and ray is None:
         raise UsageError("--workers counts processes on Ray", "add --ray, or start several with torchrun")
+    if ray is not None and device != "auto":
+        raise UsageError(f"--device {device} has no meaning with --ray", "workers take a GPU each, or CPUs without any")
     folder = Path(output)
+    main = os.environ.get("RANK", "0") == "0"  # of several under torchrun, one speaks
+    quiet, as_json = quiet or not main, as_json and main
     if fresh and (folder / "last").exists():
         raise UsageError(f"{folder} holds a run already", "leave --fresh out to go on with it")
     with Reporter(console, quiet=quiet, unit="steps") as reporter:
-        observer = _Shown(reporter, console, quiet)
+        observer = ShownRun(reporter, console, quiet)
         if ray is not None:
             from streamdeblur.training.ray import run_on_ray
 
-            outcome = run_on_ray(recipe, folder, address=ray, workers=workers, max_minutes=max_minutes, threads=threads)
+            outcome = run_on_ray(
+                recipe,
+                folder,
+                address=None if ray == "local" else ray,
+                workers=workers,
+                max_minutes=max_minutes,
+                threads=threads,
+                tensorboard=tensorboard,
+                observers=[observer],
+            )
         else:
             from streamdeblur.training.run import run_training
 
@@ -85,28 +99,22 @@ def train(
                 observers=[observer],
             )
     if as_json:
-        values = {
-            "step": outcome.step,
-            "finished": outcome.finished,
-            "stopped": outcome.stopped,
-            "best": outcome.best,
-            "seconds": round(outcome.seconds, 1),
-            "folder": str(outcome.folder),
-            "scores": None if outcome.scores is None else outcome.scores.as_dict(),
-        }
-        print(json.dumps(values, indent=2))
+        print(json.dumps(outcome.as_dict(), indent=2))
     elif not quiet:
         how = "done" if outcome.finished else f"stopped ({outcome.stopped}); the same command goes on"
         best = (
             "" if outcome.best is None else f", best validation {outcome.best:.2f} dB in {folder / 'best.safetensors'}"
         )
         console.print(f"{folder}: step {outcome.step}, {how}{best}", markup=False, highlight=False)
-    if outcome.stopped.startswith("SIG"):
-        return 128 + int(signal.Signals[outcome.stopped])
-    return 0
+    return exit_code(outcome)
 
 
-class _Shown:
+def exit_code(outcome: Any) -> int:
+    """0, or that of the signal which stopped a run."""
+    return 128 + int(signal.Signals[outcome.stopped]) if outcome.stopped.startswith("SIG") else 0
+
+
+class ShownRun:
     """A run on the terminal: the bar, and a line for every validation."""
 
     def __init__(self, reporter: Reporter, console: Any, quiet: bool) -> None:
@@ -153,7 +161,7 @@ def prepare(
     if (config is None) == (pairs is None):
         raise UsageError("give --config or --pairs, one of the two")
     console = make_console()
-    set_up_logging(console, quiet=quiet, debug=debug)
+    set_up_logging(console, debug=debug)
     with Reporter(console, quiet=quiet, unit="crops") as reporter:
 
         def show(done: int, total: int) -> None:

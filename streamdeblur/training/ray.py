@@ -40,6 +40,9 @@ MAX_FAILURES = 3
 #: Seconds between looks at the mailbox, on both sides.
 _TICK = 0.5
 
+#: Seconds that workers get to save when the driver fails.
+_PATIENCE = 20.0
+
 _ray: Any = ray  # parts of it are not typed
 
 
@@ -81,6 +84,10 @@ def run_on_ray(
                     _pass_on(mailbox, observers)
                 _pass_on(mailbox, observers)
             failure = _ray.get(mailbox.failure.remote())
+        except BaseException:  # an observer's fault, or a second signal: the workers must not train on unseen
+            mailbox.stop.remote(int(signal.SIGTERM))
+            fit.join(_PATIENCE)
+            raise
         finally:
             _ray.kill(mailbox)
     if failure is not None:

@@ -421,7 +421,9 @@ class Trainer:
                     pending = None
                     self._report(meter, started)
                     meter = _Meter()
-                stopped = stop.reason(world) if world.size == 1 or self.step % 10 == 0 else ""
+                # Several processes must agree; on GPUs that would wait for the step in hand every time.
+                ask = world.size == 1 or world.device.type == "cpu" or self.step % 10 == 0
+                stopped = stop.reason(world) if ask else ""
                 due = self.step % r.validation.every == 0 or self.step == r.steps
                 if self._validation and due and not stopped:
                     self._check(pending)

@@ -11,7 +11,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from av.stream import Disposition
+from av.stream import Discard, Disposition
+from av.video.frame import PictureType
 
 from streamdeblur import process_video
 from streamdeblur.errors import OutputError
@@ -182,7 +183,9 @@ def write_fields(path: Path, order: str, size: tuple[int, int], frames: int = 5)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.field_order = 2 if order == "tff" else 3
         graph = av.filter.Graph()
-        source = graph.add_buffer(width=size[0], height=size[1], format="yuv420p", time_base=Fraction(1, 25))
+        source = graph.add_buffer(
+            width=size[0], height=size[1], format=av.VideoFormat("yuv420p"), time_base=Fraction(1, 25)
+        )
         flag = graph.add("setfield", order)
         sink = graph.add("buffersink")
         source.link_to(flag)
@@ -237,3 +240,126 @@ def test_a_field_order_given_by_hand_makes_deinterlacing_work(tmp_path: Path, ca
     with av.open(str(source)) as a, av.open(str(tmp_path / "b.mkv")) as b:
         pairs = zip(a.decode(video=0), b.decode(video=0), strict=True)
         assert all(not np.array_equal(x.to_ndarray(), y.to_ndarray()) for x, y in pairs)
+
+
+def test_text_that_would_be_nameless_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MPEG-TS takes the packets of any codec, and says nothing of what they are."""
+    source = tmp_path / "a.mp4"
+    with av.open(str(source), "w") as container:
+        video: Any = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = *SIZE, "yuv420p"
+        text: Any = container.add_mux_stream("mov_text")
+        text.time_base = Fraction(1, 1000)
+        for i in range(5):
+            frame = av.VideoFrame.from_ndarray(numbered_picture(i, SIZE), format="rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        packet: Any = av.Packet(b"\0\5words")
+        packet.stream, packet.time_base, packet.pts, packet.dts = text, Fraction(1, 1000), 0, 0
+        packet.duration, packet.is_keyframe = 150, True
+        container.mux_one(packet)
+    process_video(source, tmp_path / "b.ts", model="identity")
+    assert any(
+        m == "stream 1 (subtitle, mov_text) is left out: mpegts can't hold it "
+        "(it would be private data of no known kind); .mp4 would keep it"
+        for m in told(caplog)
+    ), told(caplog)
+    with av.open(str(tmp_path / "b.ts")) as container:
+        assert [s.type for s in container.streams] == ["video"]
+    process_video(source, tmp_path / "b.mkv", model="identity")
+    with av.open(str(tmp_path / "b.mkv")) as container:
+        assert [s.type for s in container.streams] == ["video", "subtitle"]
+
+
+def test_sound_that_mpeg_ts_knows_is_kept(tmp_path: Path) -> None:
+    source = write_numbered_clip(tmp_path / "a.mp4", 4, SIZE, audio=True)
+    process_video(source, tmp_path / "b.ts", model="identity")
+    with av.open(str(tmp_path / "b.ts")) as container:
+        assert [s.name for s in container.streams] == ["h264", "aac"]
+
+
+def with_chapters(path: Path) -> Path:
+    source = write_numbered_clip(path.with_suffix(".mkv"), 30, SIZE)
+    with av.open(str(source)) as a, av.open(str(path), "w") as b:
+        b.set_chapters(
+            [
+                {"id": n, "start": s, "end": e, "time_base": Fraction(1, 1000), "metadata": {"title": f"no {n}"}}
+                for n, (s, e) in enumerate(((0, 400), (400, 800), (800, 1200)))
+            ]
+        )
+        target = b.add_stream_from_template(a.streams.video[0], opaque=True)
+        for packet in a.demux(video=0):
+            if packet.size:
+                packet.stream = target
+                b.mux(packet)
+    return path
+
+
+def spans(path: Path) -> list[tuple[float, float, str]]:
+    with av.open(str(path)) as container:
+        return [
+            (
+                round(float(c["start"] * Fraction(c["time_base"] or 1)), 6),
+                round(float(c["end"] * Fraction(c["time_base"] or 1)), 6),
+                c["metadata"]["title"],
+            )
+            for c in container.chapters()
+        ]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_chapters_of_a_part_move_with_it(tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture) -> None:
+    source, output = with_chapters(tmp_path / "a.mp4"), tmp_path / f"b.{ending}"
+    options: dict[str, Any] = {"model": "identity", "overwrite": True}
+    process_video(source, output, start=0.5, **options)
+    assert spans(output) == [(0, 0.3, "no 1"), (0.3, 0.7, "no 2")]
+    process_video(source, output, start=0.4, duration=0.6, **options)
+    assert spans(output) == [(0, 0.4, "no 1"), (0.4, 0.6, "no 2")]
+    process_video(source, output, duration=0.4, **options)
+    assert spans(output) == [(0, 0.4, "no 0")]
+    process_video(source, output, **options)
+    assert spans(output) == [(0, 0.4, "no 0"), (0.4, 0.8, "no 1"), (0.8, 1.2, "no 2")]
+    assert told(caplog) == []
+
+
+@pytest.mark.parametrize("ending", ["mkv", "avi", "mp4", "mov"])
+def test_the_track_of_chapters_is_no_stream_of_its_own(
+    tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, output = with_chapters(tmp_path / "a.mp4"), tmp_path / f"b.{ending}"
+    summary = process_video(source, output, model="identity")
+    assert (summary.copied, summary.dropped) == ((), ())
+    assert not any("stream" in m for m in told(caplog))
+    with av.open(str(output)) as container:
+        assert len([s for s in container.streams if s.discard != Discard.all]) == 1
+        assert bool(container.chapters()) == (ending != "avi")
+
+
+def test_avi_has_its_pictures_in_the_order_of_display(tmp_path: Path) -> None:
+    """It stores no presentation times, so that B-frames would be shown at those of their packets."""
+    source = write_numbered_clip(tmp_path / "a.mp4", 12, SIZE)
+    process_video(source, tmp_path / "b.avi", model="identity", encoder="x264")
+    with av.open(str(tmp_path / "b.avi")) as container:
+        kinds = {f.pict_type for f in container.decode(video=0)}
+        assert PictureType.B not in kinds
+        assert not container.streams.video[0].codec_context.has_b_frames
+
+
+def test_an_edit_list_that_ends_within_the_last_frame(tmp_path: Path) -> None:
+    """Its decoder knows the whole length of the frame; what is shown is what the edit list leaves of it."""
+    source = write_numbered_clip(tmp_path / "a.mp4", 5, SIZE)
+    data = bytearray(source.read_bytes())
+    at = data.index(b"elst") + 12  # version and flags, count, then the duration in ticks of the movie
+    ticks = int.from_bytes(data[at : at + 4], "big")
+    with av.open(str(source)) as container:
+        stream: Any = container.streams.video[0]
+        whole = stream.duration * stream.time_base
+    data[at : at + 4] = round(ticks * (1 - Fraction(1, 8))).to_bytes(4, "big")  # 1/8 of 5 frames is 5/8 of the last
+    source.write_bytes(data)
+    for ending in ("mp4", "mkv", "mov"):
+        process_video(source, tmp_path / f"b.{ending}", model="identity")
+        with VideoReader(tmp_path / f"b.{ending}") as reader:
+            assert reader.end is not None
+            assert abs(reader.end - whole * Fraction(7, 8)) <= Fraction(1, 1000)
+            assert sum(1 for _ in reader) == 5

@@ -396,14 +396,12 @@ def test_outputs_of_the_job_keep_everything(rich: Path, tmp_path: Path, ending: 
     output = tmp_path / f"b.{ending}"
     process_video(rich, output, model="identity", **part)
     report = verify(rich, output, **part)
-    told = [d for d in report.differences if not d.startswith("chapters")]
     if ending == "mkv":
-        assert told == []
+        assert report.differences == []
     else:  # what it can't hold is told
-        assert len(told) == 1
-        assert told[0].startswith("stream 4 (attachment, font.ttf) is not in the output")
+        assert len(report.differences) == 1
+        assert report.differences[0].startswith("stream 4 (attachment, font.ttf) is not in the output")
         assert "stream 3 (subtitle, subrip) is MP4 timed text in the output" in report.notes
-    assert ("start" in part) or told == report.differences
     assert report.streams == (5 if ending == "mkv" else 4)
 
 
@@ -476,8 +474,7 @@ def test_fields_stay_fields(tmp_path: Path, ending: str) -> None:
 def test_options_about_fields_are_those_of_the_job(tmp_path: Path, lossless: bool) -> None:
     woven, plain = encoded(tmp_path / "woven.mp4", **WOVEN), encoded(tmp_path / "plain.mp4")
     process_video(woven, tmp_path / "b.mkv", model="identity", deinterlace=True, lossless=lossless)
-    found = verify(woven, tmp_path / "b.mkv", deinterlace=True).differences
-    assert [d for d in found if not d.startswith("the last frame is shown for")] == []
+    assert verify(woven, tmp_path / "b.mkv", deinterlace=True).differences == []
     assert not verify(woven, tmp_path / "b.mkv").same
     process_video(plain, tmp_path / "c.mkv", model="identity", interlaced="tff")
     assert verify(plain, tmp_path / "c.mkv", interlaced="tff").differences == []

@@ -34,6 +34,16 @@ def test_annex_b_equals_length_prefixes() -> None:
     assert not _digest("h264", annex_b).same(_digest("h264", prefixed[:-1] + b"d"))
 
 
+def test_a_length_that_looks_like_a_start_code() -> None:
+    """256 to 511 bytes: 00 00 01 xx."""
+    for size in (256, 302, 511):
+        unit = b"\x41" + bytes(i % 251 + 1 for i in range(size - 1))
+        prefixed = size.to_bytes(4, "big") + unit
+        assert prefixed[:3] == b"\0\0\1"
+        assert _digest("h264", b"\0\0\0\1" + unit).same(_digest("h264", prefixed))
+        assert not _digest("h264", b"\0\0\0\1" + unit[:-1] + b"x").same(_digest("h264", prefixed))
+
+
 def test_parameter_sets_may_live_in_the_header() -> None:
     picture = b"\0\0\1\x65picture"
     assert _digest("h264", b"\0\0\1\x67sps\0\0\1\x68pps" + picture).same(_digest("h264", picture))

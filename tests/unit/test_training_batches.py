@@ -1,0 +1,249 @@
+"""Which crops a step sees: reproducible from any step, each once an epoch, shared out among processes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from streamdeblur.errors import InputError, StreamdeblurError, UsageError
+from streamdeblur.training.batches import ShardBatches, augment
+from streamdeblur.training.feeds import SampledBatches
+from streamdeblur.training.recipe import Data, Source
+from tests.training import pair, write_pairs, write_shards
+
+TINY = 1e-9  # GB: one shard a group
+CROP_GB = 6 * 24 * 24 / 2**30
+
+
+def data(folder: Path, **changes: Any) -> Data:
+    return Data(**({"shards": (str(folder),), "crop": 16, "batch": 2} | changes))
+
+
+def numbers(batch: torch.Tensor) -> list[int]:
+    """Which crops those are: write_shards puts their number into the first pixel of the sharp side."""
+    return [int(x) for x in batch[:, 1, 0, 0, 0]]
+
+
+def take(batches: ShardBatches, step: int, count: int) -> list[list[int]]:
+    feed = batches.start(step)
+    try:
+        return [numbers(next(feed)) for _ in range(count)]
+    finally:
+        feed.close()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    return write_shards(tmp_path / "crops", (5, 7, 4, 1))  # 17 crops: 8 batches of 2 an epoch, one crop left over
+
+
+MEMORY = pytest.mark.parametrize(
+    "memory", [4.0, 20 * CROP_GB / 1.5, TINY], ids=["one group", "two shards", "one shard"]
+)
+
+
+@MEMORY
+def test_every_crop_at_most_once_an_epoch_and_epochs_differ(shards: Path, memory: float) -> None:
+    batches = ShardBatches(data(shards, memory_gb=memory), seed=3)
+    assert batches.samples == 17
+    steps = take(batches, 0, 24)
+    epochs = [list(itertools.chain(*steps[k : k + 8])) for k in (0, 8, 16)]
+    for epoch in epochs:
+        assert len(set(epoch)) == 16
+        assert set(epoch) < set(range(17))
+    assert epochs[0] != epochs[1] != epochs[2]
+    batches.close()
+
+
+@MEMORY
+def test_starting_at_any_step_gives_what_a_straight_run_gives(shards: Path, memory: float) -> None:
+    def fresh(seed: int = 3) -> ShardBatches:
+        return ShardBatches(data(shards, memory_gb=memory), seed=seed)
+
+    batches = fresh()
+    straight = take(batches, 0, 20)
+    for step in range(20):
+        other = fresh()
+        assert take(other, step, 20 - step) == straight[step:], f"from step {step}"
+        other.close()
+    assert take(batches, 5, 3) == straight[5:8]  # and from the same object again
+    assert take(fresh(4), 0, 20) != straight
+    batches.close()
+
+
+@MEMORY
+def test_processes_share_each_batch_out(shards: Path, memory: float) -> None:
+    one = ShardBatches(data(shards, batch=6, memory_gb=memory), seed=1)
+    ranks = [ShardBatches(data(shards, memory_gb=memory), seed=1, rank=r, world=3) for r in range(3)]
+    whole = take(one, 0, 5)
+    parts = [take(b, 0, 5) for b in ranks]
+    for step in range(5):
+        assert [n for part in parts for n in part[step]] == whole[step]
+    for b in (one, *ranks):
+        b.close()
+
+
+def test_no_more_than_two_groups_are_held(shards: Path) -> None:
+    batches = ShardBatches(data(shards, memory_gb=TINY), seed=3)
+    feed = batches.start(0)
+    for _ in range(20):
+        next(feed)
+        assert 1 <= len(batches._held) <= 2
+    feed.close()
+    batches.close()
+    everything = ShardBatches(data(shards), seed=3)
+    feed = everything.start(0)
+    for _ in range(20):
+        next(feed)
+        assert len(everything._held) == 1  # decoded once
+    feed.close()
+    everything.close()
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "a", (3,))
+    with pytest.raises(UsageError, match="are 24 px, below the crop of 32"):
+        ShardBatches(data(folder, crop=32), seed=0)
+    with pytest.raises(UsageError, match="3 crops in the shards are fewer than a batch of 2 for 2 processes"):
+        ShardBatches(data(folder), seed=0, world=2)
+    from streamdeblur.training.prepare import prepare_pairs
+
+    made = prepare_pairs(write_pairs(tmp_path / "pairs"), tmp_path / "whole")
+    with pytest.raises(UsageError, match="36x40, training crops are square"):
+        ShardBatches(data(made.files[0]), seed=0)
+
+
+@pytest.mark.parametrize("memory", [4.0, TINY])
+def test_crops_of_two_sizes_are_said_in_one_line(tmp_path: Path, memory: float) -> None:
+    a, b = write_shards(tmp_path / "a", (3,), size=24), write_shards(tmp_path / "b", (3,), size=20)
+    batches = ShardBatches(data(a, shards=(str(a), str(b)), memory_gb=memory), seed=0)
+    with pytest.raises(InputError, match="one size"):
+        take(batches, 0, 6)
+    batches.close()
+
+
+def test_a_damaged_shard_reaches_whoever_takes_the_batch(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, (3, 3))
+    batches = ShardBatches(data(folder), seed=0)
+    path = folder / "crops-00001.shard"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(StreamdeblurError, match=r"crops-00001\.shard"):
+        take(batches, 0, 1)
+    batches.close()
+
+
+# --- augmentation ----------------------------------------------------------------------------------------------------
+
+
+def crops(count: int = 8, size: int = 24) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(np.stack(pair(i, (size, size)))).permute(0, 3, 1, 2) for i in range(count)])
+
+
+def augmented(changes: dict[str, Any], *, step: int = 0, rank: int = 0, seed: int = 0, count: int = 8, size: int = 24):
+    return augment(
+        crops(count, size),
+        Data(**({"shards": ("x",), "crop": 16} | changes)),
+        seed=seed,
+        step=step,
+        rank=rank,
+        device=torch.device("cpu"),
+    )
+
+
+def test_augmentation_is_a_function_of_seed_step_and_process() -> None:
+    everything = {"flips": "both", "rotations": True, "sharp_share": 0.3}
+    blur, sharp = augmented(everything)
+    for t in (blur, sharp):
+        assert (t.dtype, tuple(t.shape)) == (torch.float32, (8, 3, 16, 16))
+        assert t.is_contiguous(memory_format=torch.channels_last)
+        assert 0 <= t.min() < t.max() <= 1
+    again = augmented(everything)
+    assert torch.equal(blur, again[0])
+    assert torch.equal(sharp, again[1])
+    for other in ({"step": 1}, {"rank": 1}, {"seed": 1}):
+        assert not torch.equal(blur, augmented(everything, **other)[0])
+
+
+def symmetries(picture: np.ndarray) -> list[np.ndarray]:
+    return [np.rot90(p, k) for p in (picture, picture[:, ::-1]) for k in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({"flips": "none"}, {0}),
+        ({"flips": "horizontal"}, {0, 4}),
+        ({"flips": "both"}, {0, 2, 4, 6}),
+        ({"flips": "none", "rotations": True}, {0, 1, 2, 3}),
+        ({"flips": "both", "rotations": True}, set(range(8))),
+    ],
+)
+def test_which_symmetries_come_up(changes: dict[str, Any], allowed: set[int]) -> None:
+    seen = set()
+    for step in range(12):
+        blur, sharp = augmented(changes | {"crop": 24}, step=step)
+        for i in range(8):
+            for side, result in enumerate((blur, sharp)):
+                got = (result[i].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+                match = [k for k, s in enumerate(symmetries(pair(i)[side])) if np.array_equal(s, got)]
+                assert len(match) == 1, "both sides must have gone through the same"
+                seen.add(match[0])
+    assert seen == allowed
+
+
+def test_cuts_reach_every_corner() -> None:
+    corners = set()
+    for step in range(40):
+        _, sharp = augmented({"flips": "none"}, step=step, size=18)
+        for i in range(8):
+            got = (sharp[i].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            whole = pair(i, (18, 18))[1]
+            corners |= {
+                (y, x)
+                for y, x in itertools.product(range(3), repeat=2)
+                if np.array_equal(whole[y : y + 16, x : x + 16], got)
+            }
+    assert corners == set(itertools.product(range(3), repeat=2))
+
+
+def test_share_of_sharp_crops() -> None:
+    same = torch.cat(
+        [(b == s).flatten(1).all(1) for b, s in (augmented({"sharp_share": 0.25}, step=k) for k in range(64))]
+    )
+    assert same.numel() == 512
+    assert same.float().mean().item() == pytest.approx(0.25, abs=0.08)  # four standard deviations
+    blur, sharp = augmented({"sharp_share": 0.0})
+    assert not (blur == sharp).flatten(1).all(1).any()
+
+
+# --- sources on the fly ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sources_on_the_fly_resume_too_and_leave_the_global_random_numbers_alone(tmp_path: Path, workers: int) -> None:
+    source = Source(kind="pairs", path=str(write_pairs(tmp_path)), options={"identity": 0.0})
+    values = Data(sources=(source,), crop=16, batch=2, workers=workers)
+
+    def take_some(step: int, count: int, rank: int = 0, world: int = 1) -> list[torch.Tensor]:
+        feed = SampledBatches(values, seed=5, rank=rank, world=world).start(step)
+        found = [next(feed) for _ in range(count)]
+        feed.close()
+        return found
+
+    assert SampledBatches(values, seed=5).samples == 3
+    before = torch.get_rng_state()
+    straight = take_some(0, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (straight[0].dtype, tuple(straight[0].shape)) == (torch.uint8, (2, 2, 3, 16, 16))
+    for a, b in zip(take_some(2, 2), straight[2:], strict=True):
+        assert torch.equal(a, b)
+    if not workers:
+        ranks = [take_some(0, 2, rank, 2) for rank in range(2)]
+        for step in range(2):
+            whole = torch.cat([r[step] for r in ranks])
+            assert torch.equal(whole, torch.cat(straight[2 * step : 2 * step + 2]))
