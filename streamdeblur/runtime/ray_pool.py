@@ -263,10 +263,10 @@ class RayPool:
                 options["num_gpus"] = 0
             where = "on this machine"
         else:
-            _check_address(address)
+            check_address(address)
             options = {"address": address}
             where = f"at {address}"
-        with _signal_handlers_kept():
+        with signal_handlers_kept():
             self._owns_ray = True  # also if the start is interrupted half-way
             try:
                 ray.init(**options, **quiet)
@@ -614,7 +614,7 @@ def _store_size(frames: int) -> int:
     return max(wanted, _STORE_MINIMUM)
 
 
-def _check_address(address: str) -> None:
+def check_address(address: str) -> None:
     """Find out in bounded time whether a cluster answers; `ray.init` would try for minutes, and ignore signals."""
     if address == "auto":
         _check_service(address)
@@ -658,7 +658,7 @@ def _check_service(address: str) -> None:
 
 
 @contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
+def signal_handlers_kept() -> Iterator[None]:
     """`ray.init` replaces the handler of SIGTERM; the program's own are put back."""
     if threading.current_thread() is not threading.main_thread():
         yield

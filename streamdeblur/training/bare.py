@@ -20,6 +20,7 @@ from streamdeblur.restore.engine import resolve_device
 from streamdeblur.training.batches import ShardBatches
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.shards import Shard
+from streamdeblur.training.state import make_folder
 from streamdeblur.training.trainer import Progress, Trainer
 from streamdeblur.training.validation import Scores
 
@@ -30,7 +31,7 @@ class _Log:
     """Lines on stderr, and JSON lines in the run's folder."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
 
     def on_progress(self, progress: Progress) -> None:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from streamdeblur.training.state import make_folder
 from streamdeblur.training.trainer import Progress
 from streamdeblur.training.validation import Scores
 
@@ -18,7 +19,7 @@ class JsonLog:
     """Appends one JSON object a line to ``log.jsonl`` of the run: progress and validations, as they come."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
 
     def on_progress(self, progress: Progress) -> None:

@@ -26,7 +26,7 @@ import ray.exceptions
 
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WorkerError
 from streamdeblur.runtime.pool import one_line
-from streamdeblur.runtime.ray_pool import _check_address, _signal_handlers_kept
+from streamdeblur.runtime.ray_pool import check_address, signal_handlers_kept
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.run import run_training
 from streamdeblur.training.trainer import Observer, Outcome, Progress
@@ -124,9 +124,9 @@ def _connected(address: str | None, workers: int | None, threads: int | None) ->
     else:
         if address.startswith("ray://"):
             raise UsageError(f"training does not run through a Ray client ({address})", "submit it as a job instead")
-        _check_address(address)
+        check_address(address)
         options["address"] = address
-    with _signal_handlers_kept():
+    with signal_handlers_kept():
         try:
             ray.init(**options)
         except Exception as e:

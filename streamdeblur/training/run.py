@@ -15,6 +15,7 @@ from streamdeblur.restore.engine import resolve_device
 from streamdeblur.training.feeds import open_batches, open_validation
 from streamdeblur.training.monitor import open_observers
 from streamdeblur.training.recipe import Recipe
+from streamdeblur.training.state import make_folder
 from streamdeblur.training.trainer import Observer, Outcome, Trainer
 
 
@@ -34,6 +35,7 @@ def run_training(
     device: "auto", "cpu", "cuda", "cuda:N"; with several processes each takes the GPU of its local rank.
     threads: CPU threads of the network. asked: see ``Trainer.train``. Raises what ``Trainer`` and the feeds raise.
     """
+    make_folder(folder)
     if threads is not None:
         torch.set_num_threads(threads)
     with process_group(device) as place:

@@ -22,6 +22,14 @@ FORMAT = "streamdeblur-training-state"
 INDEX = "state.json"
 
 
+def make_folder(folder: Path) -> None:
+    """The folder of a run, made where missing. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{folder} can't be the folder of a run: {e.strerror}", "name another with -o") from e
+
+
 def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], options: StateOptions) -> None:
     """Write ``tensors`` and the JSON ``values`` to ``folder``, which is replaced only when the new one is complete.
 

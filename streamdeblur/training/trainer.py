@@ -36,7 +36,7 @@ from streamdeblur.training.losses import DeblurLoss
 from streamdeblur.training.optimizers import make_optimizer
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.schedule import rate_factor
-from streamdeblur.training.state import has_state, load_state, save_state
+from streamdeblur.training.state import has_state, load_state, make_folder, save_state
 from streamdeblur.training.validation import Pairs, Scores, validate
 
 log = logging.getLogger(__name__)
@@ -318,7 +318,7 @@ class Trainer:
             "recipe": _plain(asdict(self.recipe)),
             "scaler": self._scaler.state_dict(),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         save_state(self.folder / "last", tensors, values, self.recipe.state)
         self._checkpoint(self.folder / "last.safetensors", None)
 
@@ -396,7 +396,7 @@ class Trainer:
         started = time.monotonic()
         scores: Scores | None = None
         stopped = ""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         if world.main:
             (self.folder / "recipe.json").write_text(r.to_json(), encoding="utf-8")
         meter = _Meter()

@@ -13,7 +13,7 @@ import torch
 from streamdeblur.errors import DiskFull, InputError, OutputError
 from streamdeblur.training import state as module
 from streamdeblur.training.recipe import StateOptions
-from streamdeblur.training.state import has_state, load_state, save_state
+from streamdeblur.training.state import has_state, load_state, make_folder, save_state
 
 FP32 = StateOptions()
 
@@ -153,3 +153,10 @@ def test_damaged_and_foreign_states(tmp_path: Path) -> None:
             load_state(folder)
         assert "\n" not in str(e.value)
     assert not has_state(tmp_path / "other")
+
+
+def test_a_run_whose_folder_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(OutputError, match=r"run can't be the folder of a run: .*; name another"):
+        make_folder(tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "mine"
