@@ -41,6 +41,18 @@ from streamdeblur.training.validation import Pairs, Scores, validate
 
 log = logging.getLogger(__name__)
 
+#: Keys of a recipe that don't shape the weights; changes of the others go into the checkpoint's history.
+_NO_HISTORY = (
+    "steps",
+    "schedule.total",
+    "validation",
+    "state",
+    "log_every",
+    "data.workers",
+    "data.memory_gb",
+    "compile",
+)
+
 #: Stream of random numbers of dropout (``batches`` and ``feeds`` have others).
 _DROPOUT = 4
 
@@ -244,6 +256,7 @@ class Trainer:
         self._loss = DeblurLoss(recipe.loss.msfr_weight, recipe.loss.msfr)
         self.step = 0
         self.best: float | None = None
+        self._history: list[str] = []  # what was otherwise in earlier sessions of the run
         self._validated: int | None = None  # the step of the last validation
         self._warm_from: int | None = None
         self._resume()
@@ -264,8 +277,9 @@ class Trainer:
             raise UsageError(
                 f"{self.folder} holds a run of another architecture than the recipe's", "choose another folder"
             )
-        self._say_changes(values["recipe"])
         self.step, self.best, self._validated = values["step"], values["best"], values.get("validated")
+        self._history = list(values.get("history", ()))
+        self._say_changes(values["recipe"])
         self.net.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
         self.averaged.net.load_state_dict(
             {k.removeprefix("ema/"): v for k, v in tensors.items() if k.startswith("ema/")}
@@ -293,11 +307,13 @@ class Trainer:
                 }
 
     def _say_changes(self, before: dict[str, Any]) -> None:
-        if self.world.main:
-            old = _flat(before)
-            for key, value in _flat(_plain(asdict(self.recipe))).items():
-                if key in old and old[key] != value:
+        old = _flat(before)
+        for key, value in _flat(_plain(asdict(self.recipe))).items():
+            if key in old and old[key] != value:
+                if self.world.main:
                     log.warning("resumed with another %s than before: %s, was %s", key, value, old[key])
+                if not key.startswith(_NO_HISTORY):
+                    self._history.append(f"{key} {old[key]} until step {self.step}")
 
     def save(self) -> None:
         """Write the state and the averaged weights. On the main process; the others do nothing."""
@@ -314,6 +330,7 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "validated": self._validated,
+            "history": self._history,
             "architecture": asdict(self.net.config),
             "recipe": _plain(asdict(self.recipe)),
             "scaler": self._scaler.state_dict(),
@@ -340,7 +357,10 @@ class Trainer:
             score=None if scores is None else round(scores.score, 4),
             score_note=note,
             licence=r.licence,
-            extra={"preview": "never validated" if scores is None else scores.shortfall},
+            extra={
+                "preview": "never validated" if scores is None else scores.shortfall,
+                "history": "; ".join(self._history),
+            },
         )
         weights = {k: v.to(torch.bfloat16) for k, v in self.averaged.net.state_dict().items()}
         save_checkpoint(path, weights, metadata)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from streamdeblur.errors import TrainingError, UsageError
-from streamdeblur.models.checkpoint import Metadata, load_checkpoint, save_checkpoint
+from streamdeblur.models.checkpoint import Metadata, load_checkpoint, read_metadata, save_checkpoint
 from streamdeblur.models.mimo_unet import MIMO_UNET, MIMOUNet, MIMOUNetConfig, network_from_state
 from streamdeblur.models.random_weights import random_state
 from streamdeblur.training import trainer as module
@@ -259,6 +259,8 @@ def test_changes_of_a_recipe_are_said_and_more_steps_go_on(
         "resumed with another schedule.total than before: 10, was 8",
         "resumed with another steps than before: 10, was 8",
     ]
+    run(replace(r, steps=11, optimizer=replace(r.optimizer, lr=5e-4)), tmp_path)  # kept over further stops
+    assert read_metadata(tmp_path / "last.safetensors").extra["history"] == "optimizer.lr 0.001 until step 8"
 
 
 def test_a_folder_with_another_architecture_is_left_alone(shards: Path, tmp_path: Path) -> None:
