@@ -77,7 +77,7 @@ def rows(options: list[click.Option]) -> str:
 def reference() -> str:
     """The whole page."""
     found = list(commands(cli, "streamdeblur"))
-    shared = [p for p in found[0][1].params if p.name in COMMON and isinstance(p, click.Option)]
+    shared = [p for p in dict(found)["streamdeblur process"].params if p.name in COMMON and isinstance(p, click.Option)]
     parts = [HEAD + rows(shared)]
     for name, command in found:
         arguments = [p.name.upper() for p in command.params if isinstance(p, click.Argument) and p.name]

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from streamdeblur import process_video
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit
-from streamdeblur.config import ProcessOptions, load_yaml, parse
+from streamdeblur.config import ProcessOptions, load_yaml, merge
 from streamdeblur.errors import UsageError
 
 
@@ -30,16 +30,13 @@ class Parser(argparse.ArgumentParser):
 
 def read_options(config: str | None, overrides: list[str]) -> ProcessOptions:
     """The file's values, and over them those of ``KEY=VALUE``."""
-    values: dict[str, Any] = {}
-    if config is not None:
-        values = load_yaml(config)
-        parse(ProcessOptions, values, config)  # so that a fault in the file is blamed on the file
+    given: dict[str, Any] = {}
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"{item!r} is not KEY=VALUE", "for example device=cpu")
-        values[key.replace("-", "_")] = None if value == "null" else value
-    return parse(ProcessOptions, values, "the command line" if config is None else f"{config} and the command line")
+        given[key.replace("-", "_")] = None if value == "null" else value
+    return merge(ProcessOptions, {} if config is None else load_yaml(config), given, config or "the command line")
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -51,7 +48,7 @@ def run(arguments: list[str] | None = None) -> None:
     parser.add_argument("-c", "--config", help="YAML file of options")
     given = parser.parse_intermixed_args(arguments)
     console = make_console()
-    set_up_logging(console, quiet=False, debug=False)
+    set_up_logging(console, debug=False)
     options = read_options(given.config, given.overrides)
     with Reporter(console, quiet=False) as reporter:
         summary = process_video(given.source, given.output, options=options, progress=reporter.update)

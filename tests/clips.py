@@ -260,7 +260,7 @@ def read_clip(path: Path, stream: int = 0) -> list[Picture]:
     pictures = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=stream):
-            time = None if frame.pts is None else frame.pts * Fraction(frame.time_base)
+            time = None if frame.pts is None else frame.pts * Fraction(frame.time_base or 1)
             pictures.append(Picture(time, components(frame), frame))
     return pictures
 

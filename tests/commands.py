@@ -1,7 +1,8 @@
 """The command line in a process of its own, without paying seconds of imports for each run.
 
 A server process imports the package once and forks for every run; the child is what ``python -m streamdeblur`` would
-be from there on: its own arguments, streams, folder, signals and exit code.
+be from there on: its own arguments, streams, folder, signals and exit code. Progress, which depends on the load of the
+machine, is not printed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ ROOT = Path(__file__).parents[1]
 _SERVER = """
 import json, os, sys, threading
 import streamdeblur.jobs.images, streamdeblur.jobs.process, streamdeblur.jobs.verify
+import streamdeblur.cli.console
 from streamdeblur.cli.main import main
+
+streamdeblur.cli.console._EVERY = float("inf")
 
 def wait(number, pid):
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -90,10 +90,10 @@ def make_console() -> Console:
     return Console(file=sys.stderr, soft_wrap=True)
 
 
-def set_up_logging(console: Console, *, debug: bool, quiet: bool = False) -> None:
+def set_up_logging(console: Console, *, debug: bool) -> None:
     """Warnings of the package to the console, everything when debugging.
 
-    A warning says that something is lost or changed, so ``quiet`` does not silence it.
+    A warning says that something is lost or changed, so ``--quiet`` does not silence it.
     """
     logger = logging.getLogger("streamdeblur")
     for old in list(logger.handlers):

@@ -25,7 +25,7 @@ _FIELDS = EvaluateOptions.model_fields
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
 @model_options(MeasureOptions)
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; warnings are still told.")
 def evaluate(
     data: tuple[str, ...],
     model: tuple[str, ...],
@@ -38,7 +38,7 @@ def evaluate(
 ) -> None:
     """Measure PSNR, SSIM and run time of models on pairs of blurry and sharp images."""
     console = make_console()
-    set_up_logging(console, quiet=quiet, debug=debug)
+    set_up_logging(console, debug=debug)
     options = gather(EvaluateOptions, config, {**given, "data": data or None, "model": model or None, "output": output})
     from streamdeblur.evaluation.charts import duration
     from streamdeblur.evaluation.measure import Progress

@@ -18,14 +18,14 @@ from streamdeblur.training.synthesis.options import SynthesizeOptions
 @click.option("-c", "--config", help="YAML file with these options; the command line wins.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON on stdout.")
 @model_options(SynthesizeOptions)
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; warnings are still told.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
 def synthesize(
     source: str, output: str, config: str | None, as_json: bool, quiet: bool, debug: bool, **given: Any
 ) -> None:
     """Make blurred and sharp pairs from SOURCE: a video, a folder of frames, or photographs."""
     console = make_console()
-    set_up_logging(console, quiet=quiet, debug=debug)
+    set_up_logging(console, debug=debug)
     options = gather(SynthesizeOptions, config, given)
     from streamdeblur.training.synthesis.make import synthesize as run
 

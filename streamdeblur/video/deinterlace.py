@@ -70,6 +70,7 @@ class Deinterlacer:
                 return
             if out.pts is not None and out.time_base:
                 # bwdif halves the tick to have room for the second field of send_field.
-                out.pts = round(out.pts * Fraction(out.time_base) / self._time_base)
+                factor = Fraction(out.time_base) / self._time_base
+                out.pts, out.duration = round(out.pts * factor), round(out.duration * factor)
                 out.time_base = self._time_base
             yield out

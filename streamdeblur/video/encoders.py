@@ -47,6 +47,8 @@ _DEFAULT_CRF = {"libx264": 18, "libx264rgb": 18, "libx265": 20, "libsvtav1": 24,
 _WHOLE_CRF = ("libsvtav1", "libvpx-vp9")
 #: What tells a decoder which lines of a frame belong together. x265 can only code every field as a picture.
 _KEEPS_FIELDS = ("libx264", "libx264rgb", "ffv1")
+#: Containers without presentation times: pictures are shown in the order in which they are decoded.
+_ORDERED = ("avi",)
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _SVT_PRESET = dict(zip(_PRESETS, (12, 11, 10, 9, 8, 7, 5, 4, 3), strict=True))
 _VP9_SPEED = dict(zip(_PRESETS, (8, 8, 6, 5, 4, 2, 1, 1, 0), strict=True))
@@ -172,7 +174,7 @@ def choose(
             if not usable and not widened:
                 tried.append(f"{codec} takes no {source.name}")
             for layout in usable:
-                for options in variants(codec, request, tags, field_order, size):
+                for options in variants(codec, request, tags, field_order, size, container):
                     why = _refuses(codec, layout, size, container, interlaced) or _try_open(
                         codec, layout, size, options
                     )
@@ -212,7 +214,7 @@ def _notes(
         elif crf != request.crf:
             yield f"{codec} takes {_scale(codec)} for --crf: {request.crf:g} is taken as {crf:g}"
     if field_order != "progressive" and codec not in _KEEPS_FIELDS:
-        yield f"{codec} has no interlaced coding: fields are stored as the lines of progressive frames"
+        yield f"lost, because {codec} has no interlaced coding: the field order; fields are lines of progressive frames"
     if codec != "libx265" and (tags.mastering or tags.light):
         yield f"{codec} carries no HDR10 mastering and light metadata through FFmpeg: they are lost"
     if tags.lost:
@@ -232,13 +234,18 @@ def _crf(codec: str, request: EncoderRequest) -> float | None:
     return round(crf) if codec in _WHOLE_CRF else crf
 
 
-def settings(codec: str, request: EncoderRequest, tags: SourceTags, field_order: FieldOrder) -> dict[str, str]:
+def settings(
+    codec: str, request: EncoderRequest, tags: SourceTags, field_order: FieldOrder, container: str = ""
+) -> dict[str, str]:
     """FFmpeg options of an encoder for a request. Raises UsageError for a preset that is not one."""
     if request.preset not in _PRESETS:
         raise UsageError(f"preset {request.preset!r} is unknown", f"choose one of {', '.join(_PRESETS)}")
     quality = f"{_crf(codec, request) or 0:g}"
+    ordered = container in _ORDERED
     if codec in ("libx264", "libx264rgb"):
         options = {"preset": request.preset, **({"qp": "0"} if request.lossless else {"crf": quality})}
+        if ordered:
+            options["bf"] = "0"
         if field_order != "progressive":
             options["x264-params"] = "tff=1" if field_order == "tff" else "bff=1"
         return options
@@ -246,6 +253,8 @@ def settings(codec: str, request: EncoderRequest, tags: SourceTags, field_order:
         params = ["log-level=error"]  # FFmpeg repeats the headers where a container has no place for them
         if request.lossless:
             params.append("lossless=1")
+        if ordered:
+            params.append("bframes=0")
         if tags.mastering:
             params += [f"master-display={tags.mastering.x265()}", "hdr10=1"]
         if tags.light:
@@ -261,13 +270,18 @@ def settings(codec: str, request: EncoderRequest, tags: SourceTags, field_order:
     if codec == "ffv1":
         return {"level": "3", "coder": "1", "context": "0", "g": "1", "slicecrc": "1"}
     if codec.endswith("_nvenc"):
-        base = {"preset": _NVENC_PRESET[request.preset]}
+        base = {"preset": _NVENC_PRESET[request.preset], **({"bf": "0"} if ordered else {})}
         return {**base, **({"tune": "lossless"} if request.lossless else {"rc": "vbr", "cq": quality, "b": "0"})}
     return {}
 
 
 def variants(
-    codec: str, request: EncoderRequest, tags: SourceTags, field_order: FieldOrder, size: tuple[int, int]
+    codec: str,
+    request: EncoderRequest,
+    tags: SourceTags,
+    field_order: FieldOrder,
+    size: tuple[int, int],
+    container: str = "",
 ) -> Iterator[dict[str, str]]:
     """Settings to try in turn.
 
@@ -276,10 +290,10 @@ def variants(
     """
     if codec == "ffv1":
         if max(tags.layout.chroma_shift) < 2:
-            yield settings(codec, request, tags, field_order)
+            yield settings(codec, request, tags, field_order, container)
         yield {"level": "1", "coder": "1", "context": "0", "g": "1"}
         return
-    options = settings(codec, request, tags, field_order)
+    options = settings(codec, request, tags, field_order, container)
     if codec == "libsvtav1" and min(size) < 256:
         # Its faster presets turn out garbage there (luma PSNR of 11 to 18 dB at 97x65).
         options["preset"] = str(min(int(options["preset"]), _SVT_PRESET["medium"]))

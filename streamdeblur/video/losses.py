@@ -12,6 +12,7 @@ from typing import Any
 
 from av.stream import Disposition
 
+from streamdeblur.video.chapters import chapters_of
 from streamdeblur.video.reader import VideoReader
 from streamdeblur.video.streams import container_tags
 from streamdeblur.video.tags import SourceTags
@@ -68,10 +69,9 @@ def losses(
         yield lost(f"the {', '.join(colour)} of the picture", "mp4", "matroska")
     if b.field_order != a.field_order and b.field_order != "progressive":
         yield lost(f"the field order {a.field_order}", "mp4", "matroska")
-    if not source.shift:
-        count = len(list(source.container.chapters()))
-        if count > len(list(output.container.chapters())):
-            yield lost(f"{count} chapter{'s' if count > 1 else ''}", "mp4", "mov", "matroska")
+    count = len(chapters_of(source))
+    if count > len(list(output.container.chapters())):
+        yield lost(f"{count} chapter{'s' if count > 1 else ''}", "mp4", "mov", "matroska")
     keys = _lost_tags(source.container, output.container, told)
     if keys:
         yield lost(f"the tags {', '.join(keys)}", "mp4", "matroska")

@@ -47,14 +47,14 @@ def without_adts(data: bytes) -> bytes:
 
 def _nal_units(data: bytes, *, hevc: bool) -> Iterator[bytes]:
     units: list[bytes] = []
-    if data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1":
+    position = 0
+    while position + 4 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        units.append(data[position + 4 : position + 4 + length].rstrip(b"\0"))
+        position += 4 + length
+    # A length of 256 to 511 looks like a start code: only one that leads past the end is none.
+    if position != len(data) and (data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1"):
         units = [u.rstrip(b"\0") for u in _START.split(data) if u]
-    else:
-        position = 0
-        while position + 4 <= len(data):
-            length = int.from_bytes(data[position : position + 4], "big")
-            units.append(data[position + 4 : position + 4 + length].rstrip(b"\0"))
-            position += 4 + length
     for unit in units:
         if not unit:
             continue

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,7 +28,7 @@ from streamdeblur.frames import FieldOrder, Frame, FrameSpec, StreamInfo
 from streamdeblur.video.clock import JoinedClock
 from streamdeblur.video.conform import Conformer
 from streamdeblur.video.deinterlace import Deinterlacer
-from streamdeblur.video.opening import open_container, open_folder, open_with_hardware, reason
+from streamdeblur.video.opening import open_folder, open_with_hardware, reason
 from streamdeblur.video.pixfmt import read_components
 from streamdeblur.video.ranges import CopyRange, Keyframes, keyframes_around
 from streamdeblur.video.stamps import FrameStamps, uses_decoding_times
@@ -44,6 +45,8 @@ _LOSSY_TRANSPORTS = {"mpegts", "rtp", "rtsp", "sdp", "mpegtsraw"}
 #: Demuxers that find a keyframe of every stream by an index; and seconds that streams may lie apart in other files.
 _INDEXED = {"mov", "matroska"}
 _SKEW = 1
+#: Matroska's statistics of a track, as FFmpeg and mkvmerge write them.
+_DURATION_TAG = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +226,24 @@ class VideoReader:
         """Seconds at which the first frame is shown, None where it has no timestamp."""
         first, _ = self._begun()
         return None if first.pts is None else first.pts * first.time_base
+
+    @property
+    def until(self) -> Fraction | None:
+        """Seconds at which the part that is read ends, by the clock of its frames; None where no end was given."""
+        return None if self._until is None else self._until - self.shift
+
+    @property
+    def end(self) -> Fraction | None:
+        """Seconds at which the stream ends by its container's word, None where that says nothing of single streams."""
+        s = self.stream
+        if s.duration and s.time_base:
+            return ((s.start_time or 0) + s.duration) * s.time_base - self.shift
+        for key, value in s.metadata.items():
+            found = _DURATION_TAG.fullmatch(value) if key.upper().startswith("DURATION") else None
+            if found:
+                hours, minutes, seconds = found.groups()
+                return (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds) - self.shift
+        return None
 
     @property
     def joined(self) -> int:
@@ -466,6 +487,3 @@ def open_video(path: str | os.PathLike[str], **options: Any) -> VideoReader:
     Options are those of VideoReader. Errors: UnreadableInput, BrokenStream, UsageError.
     """
     return VideoReader(path, **options)
-
-
-__all__ = ["CopyPacket", "DecodedFrame", "SourceTags", "VideoReader", "open_container", "open_video"]

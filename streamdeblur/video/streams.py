@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import av
 import av.error
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 
 from streamdeblur.video.opening import open_container, reason
 from streamdeblur.video.ranges import Keyframes
@@ -26,8 +26,12 @@ log = logging.getLogger(__name__)
 #: Containers with an edit list, which hides what comes before zero.
 BEFORE_ZERO = frozenset(("mp4", "mov", "3gp"))
 
+#: Containers that are recommended for what another one can't hold, best first, and the endings of their names.
+_KEEPERS = {"matroska": ".mkv", "mp4": ".mp4", "mov": ".mov", "mpegts": ".ts"}
+
 Action = Literal["copy", "attach", "subrip", "mov_text", "drop"]
 
+_NAMELESS = {"bin_data", "unknown"}
 _TEXT = {"subrip", "srt", "text"}
 #: Metadata that describes the old file and not the picture; the muxer writes its own.
 _CONTAINER_KEYS = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
@@ -75,6 +79,11 @@ def codec_name(stream: Any) -> str:
     return str(stream.name) if getattr(stream, "name", None) else "unknown"
 
 
+def is_chapter_track(stream: Any) -> bool:
+    """True for the text track in which MP4 and MOV keep chapters, whose packets FFmpeg's demuxer keeps to itself."""
+    return bool(stream.type == "data" and codec_name(stream) == "bin_data" and stream.discard == Discard.all)
+
+
 def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[StreamPlan]:
     """A plan for every stream of ``source`` but number ``chosen``, for FFmpeg's output format ``container``."""
     plans: list[StreamPlan] = []
@@ -100,8 +109,8 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
             else:
                 plan("drop", f"{container} holds no attachments", keeper=".mkv")
             continue
-        if stream.type == "data" and name == "bin_data" and "mov" in source.format.name and source.chapters():
-            plan("drop")  # the text of the chapters, which are told apart from the streams
+        if is_chapter_track(stream):
+            plan("drop")  # they are kept as chapters
             continue
         if stream.type == "data" and "timecode" in stream.metadata:
             # The tag makes the muxer of MP4 and MOV write the track anew.
@@ -129,9 +138,21 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
         elif stream.type == "subtitle" and name in _TEXT and container in ("mp4", "mov"):
             plan("mov_text")
         else:
-            kept = container != "matroska" and _refusal(stream, "matroska", samples.get(stream.index)) is None
-            plan("drop", f"{container} can't hold it ({why})", keeper=".mkv" if kept else "")
+            keeper = _keeper(stream, name, container, samples.get(stream.index))
+            plan("drop", f"{container} can't hold it ({why})", keeper=keeper)
     return plans
+
+
+def _keeper(stream: Any, codec: str, container: str, sample: Any) -> str:
+    """Ending of a file that would hold a stream which ``container`` does not, empty if none does."""
+    if codec == "mov_text":
+        return ".mp4"
+    if codec in _NAMELESS:
+        return ""  # MOV takes its packets, but not the description without which nobody can read them
+    for other, ending in _KEEPERS.items():
+        if other != container and _refusal(stream, other, sample) is None:
+            return ending
+    return ""
 
 
 def fit_range(
@@ -191,9 +212,10 @@ def _first_packets(path: str, chosen: int, limit: int = 4000) -> dict[int, Any]:
 
 
 def _refusal(stream: Any, container: str, sample: Any) -> str | None:
-    """None when the container takes the stream, else why not."""
+    """None when the container takes the stream and says what it is when it is read again, else why not."""
+    file = io.BytesIO()
     try:
-        with av.open(io.BytesIO(), "w", format=container) as out:
+        with av.open(file, "w", format=container) as out:
             target = out.add_stream_from_template(stream, opaque=True)
             copy_stream_tags(stream, target)
             out.start_encoding()
@@ -216,7 +238,20 @@ def _refusal(stream: Any, container: str, sample: Any) -> str | None:
         NotImplementedError,
     ) as e:
         return reason(e)
+    if container == "mpegts" and codec_name(stream) not in _NAMELESS and _is_nameless(file):
+        return "it would be private data of no known kind"
     return None
+
+
+def _is_nameless(file: io.BytesIO) -> bool:
+    """True when the one stream of a file is read as data of no known codec: MPEG-TS takes any, and names few."""
+    file.seek(0)
+    try:
+        with av.open(file, format="mpegts") as written:
+            return all(codec_name(s) in _NAMELESS for s in written.streams)
+    except (av.error.FFmpegError, OSError, ValueError) as e:
+        log.debug("a stream of MPEG-TS can't be read back: %s", reason(e))
+        return False
 
 
 def copy_stream_tags(source: Any, target: Any, *, encoded: bool = False) -> None:

@@ -27,6 +27,7 @@ import av.error
 from streamdeblur.errors import DiskFull, EncoderError, InputError, OutputError, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.video import matroska
+from streamdeblur.video.chapters import chapters_of
 from streamdeblur.video.encoders import EncoderChoice, EncoderRequest, choose, configure
 from streamdeblur.video.losses import losses
 from streamdeblur.video.opening import reason
@@ -121,6 +122,7 @@ class VideoWriter:
         self._booked: dict[str, tuple[str, tuple[int, int] | None]] = {}
         self._last_duration: dict[int, int] = {}
         self._first_stamps: list[int] = []
+        self._end = reader.end if "mov" in reader.container.format.name else None
         self._rounded = Fraction(0)  # seconds that the container's clock moved a frame by at the most
         self._told: list[str] = []  # tags whose loss was told
         self._timed: set[int] = set()  # copied streams of which some timestamp was seen
@@ -237,15 +239,9 @@ class VideoWriter:
                 if code is not None and (not _TIMECODE.fullmatch(code) or rate > 240):
                     log.warning("timecode %r at %.3f frames a second is left out: MP4 can't hold it", code, rate)
                     del tags["timecode"]
-        chapters = list(reader.container.chapters())
-        if chapters and not reader.shift:
-            for c in chapters:
-                ticks = round(self._lift / Fraction(c["time_base"] or 1))
-                c["start"] += ticks
-                c["end"] += ticks
+        chapters: Any = chapters_of(reader)
+        if chapters:
             out.set_chapters(chapters)
-        elif chapters:
-            log.warning("chapters are left out: they do not fit a part of the file")
 
     def _add_video(self, rate: Fraction, request: EncoderRequest) -> Any:
         reader = self._reader
@@ -294,8 +290,7 @@ class VideoWriter:
         if len(self._first_stamps) < 2:
             self._first_stamps.append(stamp)
         out.pts, out.time_base = stamp, self._time_base
-        if out.duration and like is not None:
-            out.duration = round(out.duration * frame.time_base / self._time_base)
+        out.duration = 0 if like is None else round(self._duration(frame, like) / self._time_base)
         out.pict_type = 0
         tags = self._reader.tags
         out.colorspace, out.color_primaries, out.color_trc = tags.matrix, tags.primaries, tags.transfer
@@ -307,6 +302,20 @@ class VideoWriter:
             self._mux(packet)
         self.frames_written += 1
         return self.timeline.in_source_ticks(stamp)
+
+    def _duration(self, frame: Frame, like: DecodedFrame) -> Fraction:
+        """Seconds that a frame is shown, which counts for the last one: nothing else ends it.
+
+        Its decoder does not know of an edit list that ends earlier.
+        """
+        length = like.native.duration * like.time_base or 1 / frame_rate(self._reader.rate)
+        if self._end is not None and frame.pts is not None:
+            left = self._end - frame.pts * frame.time_base
+            if left > 0:  # no tick at all would be stored as unknown
+                return min(
+                    length, max(left, Fraction(1, 1000) if self.container_name in _MATROSKA else self._time_base)
+                )
+        return length
 
     def _native(self, frame: Frame, like: DecodedFrame | None) -> av.VideoFrame:
         layout = self.choice.layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import av
 import numpy as np
 import pytest
 
+from streamdeblur.errors import UsageError
 from tests.clips import read_number, write_numbered_clip
 
 pytestmark = pytest.mark.integration
@@ -48,6 +50,16 @@ def one_error(done: subprocess.CompletedProcess[str], code: int) -> str:
     assert lines[0].startswith("error: ")
     assert done.stdout == ""
     return lines[0]
+
+
+def test_what_is_given_wins_over_what_it_conflicts_with_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("model: identity\nlossless: true\n")
+    read = runpy.run_path(str(SCRIPT), run_name="script")["read_options"]
+    options = read(str(tmp_path / "job.yaml"), ["crf=20"])
+    assert (options.model, options.lossless, options.crf) == ("identity", False, 20)
+    assert read(None, ["on-error=bypass", "crf=null"]).on_error == "bypass"
+    with pytest.raises(UsageError, match="lossless and crf exclude each other"):
+        read(None, ["lossless=true", "crf=20"])
 
 
 def test_restores_a_clip_by_a_config_and_overrides(clip: Path, tmp_path: Path) -> None:

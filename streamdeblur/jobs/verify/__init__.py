@@ -3,7 +3,8 @@
 Compared are the restored stream (number, times, size, depth, chroma layout, field order and colour of its frames, HDR
 metadata, pixel shape, rotation), every other stream (presence, order, payload, times relative to the restored one,
 language, title, dispositions, tags), attachments, chapters, and the tags of the file. Pixels are not: they are meant to
-differ. What the output's container can't hold is a difference as well; a change of form that loses nothing is a note.
+differ. What the output's container can't hold is a difference as well, if another one would hold it; notes are a change
+of form that loses nothing, and a loss that no encoder or container here could have spared.
 
     reader of IN  ── frames, packets ──►  PictureCheck, a TrackCheck each  ◄── frames, packets ── reader of OUT
 """
@@ -20,7 +21,7 @@ from streamdeblur.config import Interlaced
 from streamdeblur.errors import UsageError
 from streamdeblur.jobs.verify.lockstep import read_together
 from streamdeblur.jobs.verify.pairing import Pairing, is_cover, pair_streams, target_codec
-from streamdeblur.jobs.verify.pictures import PictureCheck, same_ratio
+from streamdeblur.jobs.verify.pictures import PictureCheck
 from streamdeblur.jobs.verify.report import VerifyReport
 from streamdeblur.jobs.verify.tags import (
     compare_chapters,
@@ -30,8 +31,9 @@ from streamdeblur.jobs.verify.tags import (
     lower,
 )
 from streamdeblur.jobs.verify.tracks import TrackCheck
+from streamdeblur.video.losses import same_ratio
 from streamdeblur.video.reader import DecodedFrame, VideoReader
-from streamdeblur.video.streams import BEFORE_ZERO, StreamPlan, codec_name, fit_range, plan_streams
+from streamdeblur.video.streams import BEFORE_ZERO, StreamPlan, codec_name, fit_range, is_chapter_track, plan_streams
 from streamdeblur.video.writer import muxer_for
 
 #: The containers that FFmpeg reads as one format, by its first name for it; the likeliest first.
@@ -71,7 +73,7 @@ def verify(
         pictures = PictureCheck(report, a, b, container, part=start is not None or duration is not None)
         paired = _pair(report, plans, a, b, container)
         _compare_headers(report, paired, a, b, container)
-        compare_chapters(report, a, b, duration)
+        compare_chapters(report, a, b)
         for line in missing:
             report.differ(line)
         checks, absent = _walk(report, pictures, paired, a, b, cut=bool(a.shift) and container not in BEFORE_ZERO)
@@ -140,17 +142,19 @@ def _pair(report: VerifyReport, plans: list[StreamPlan], a: VideoReader, b: Vide
             code = lower(a.container.streams[p.index].metadata).get("timecode") if p.kind == "data" else None
             if code is not None and code in found_anywhere(b.container, "timecode"):
                 report.note(f"{p.label} is not in the output: {p.why}")
-            elif not _is_chapter_track(a, p.index):
+            elif p.kind == "data" and not p.keeper:
+                report.note(f"{p.label} is not in the output: {p.why}, and no other container here does")
+            else:
                 report.differ(f"{p.label} is not in the output: {p.why}")
         if p.action in ("subrip", "mov_text"):
             name = {"subrip": "SubRip", "mov_text": "MP4 timed text"}[p.action]
             report.note(f"{p.label} is {name} in the output")
-    kept = [p for p in plans if p.action != "drop" and not _is_chapter_track(a, p.index)]
+    kept = [p for p in plans if p.action != "drop"]
     others = [s for s in b.container.streams if s.index != b.stream.index]
     paired = pair_streams(kept, a.path, b.path, others, a.shift or None)
     for index in paired.extra:
         s = b.container.streams[index]
-        if _is_chapter_track(b, index) and a.container.chapters():
+        if is_chapter_track(s) and a.container.chapters():
             continue
         if s.type == "data" and lower(s.metadata).get("timecode") in found_anywhere(a.container, "timecode"):
             continue  # MP4 keeps a timecode tag as a track
@@ -162,13 +166,6 @@ def _pair(report: VerifyReport, plans: list[StreamPlan], a: VideoReader, b: Vide
         report.differ(f"the {kind} streams are in another order")
     report.streams = len(paired.pairs) + 1
     return paired
-
-
-def _is_chapter_track(reader: VideoReader, index: int) -> bool:
-    """True for the text track in which MP4 keeps chapters; FFmpeg shows it as data of no known codec."""
-    s = reader.container.streams[index]
-    known = "mov" in reader.container.format.name and bool(reader.container.chapters())
-    return known and s.type == "data" and codec_name(s) in ("bin_data", "unknown") and "timecode" not in s.metadata
 
 
 def _compare_headers(report: VerifyReport, paired: Pairing, a: VideoReader, b: VideoReader, container: str) -> None:

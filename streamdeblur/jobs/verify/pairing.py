@@ -10,8 +10,8 @@ from typing import Any
 import av.error
 from av.stream import Disposition
 
+from streamdeblur.video.opening import open_container
 from streamdeblur.video.packets import StreamDigest
-from streamdeblur.video.reader import open_container
 from streamdeblur.video.streams import StreamPlan, codec_name, mov_text_to_subrip, subrip_to_mov_text
 
 #: Packets of a file that are looked through for the first one of each stream.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 from streamdeblur.frames import StreamInfo
 from streamdeblur.jobs.verify.lockstep import Lane
 from streamdeblur.jobs.verify.report import VerifyReport
-from streamdeblur.video.reader import DecodedFrame, SourceTags, VideoReader
+from streamdeblur.video.losses import changed_colour, same_ratio, same_turn
+from streamdeblur.video.reader import DecodedFrame, VideoReader
+from streamdeblur.video.tags import SourceTags
 from streamdeblur.video.timeline import Timeline, lift
 
 #: Half of Matroska's tick of 1 ms; MP4 and the like are exact.
@@ -18,7 +19,6 @@ _TICK = {"matroska": Fraction(1, 2000), "webm": Fraction(1, 2000)}
 _ORDER = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 #: Containers whose muxer moves everything as a whole, so that no packet has a time before zero.
 _SHIFTING = {"mpegts", "nut"}
-_DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _FIELDS = {"progressive": "progressive", "tff": "top field first", "bff": "bottom field first"}
 
 
@@ -130,44 +130,26 @@ class PictureCheck:
         odd = self._timeline.made or self._timeline.moved
         if not complete or odd or self._part or self._a.broken or self._a.joined or self._last is None:
             return
-        x, y = track_end(self._a), track_end(self._b)
+        x, y = self._a.end, self._b.end
         if x is None or y is None:
             return
         last = self._last[0].time or Fraction(0)
         was, now = x + self.lift - last, y - self.shift - last
-        if was > 0 and abs(was - now) > max(self._step / 2, 4 * self._tolerance, Fraction(1, 1000)):
+        slack = max(self._step / 2, 4 * self._tolerance, Fraction(1, 1000))
+        # A file without an edit list may count its length from zero, wherever its first frame is.
+        begin = max(Fraction(0), (self._a.stream.start_time or 0) * (self._a.stream.time_base or Fraction(0)))
+        if was > 0 and not -slack <= was - now <= slack + begin:
             self._report.differ(f"the last frame is shown for {float(now):.3f} s and not for {float(was):.3f} s")
-
-
-def track_end(reader: VideoReader) -> Fraction | None:
-    """Seconds at which the stream ends by its container's word, None where that says nothing of single streams."""
-    s = reader.stream
-    if s.duration and s.time_base:
-        return ((s.start_time or 0) + s.duration) * s.time_base
-    for key, value in s.metadata.items():
-        found = _DURATION.fullmatch(value) if key.upper().startswith("DURATION") else None
-        if found:
-            h, m, sec = found.groups()
-            return (int(h) * 60 + int(m)) * 60 + Fraction(sec)
-    return None
 
 
 def compare_tags(report: VerifyReport, a: SourceTags, b: SourceTags) -> None:
     """Colour, alpha and HDR metadata."""
 
-    def known(code: int) -> int:
-        return 2 if code in (0, 2, 3) else code
-
-    rgb = a.layout.model == "rgb"
-    for name, x, y in (
-        ("colour matrix", a.matrix, b.matrix),
-        ("colour primaries", a.primaries, b.primaries),
-        ("transfer characteristic", a.transfer, b.transfer),
-    ):
-        if known(x) != known(y) and not (rgb and name == "colour matrix"):
+    for name, x, y in changed_colour(a, b):
+        if name == "colour range":
+            report.differ(f"colour range {_range(x)} became {_range(y)}")
+        else:
             report.differ(f"{name} {x} became {y} (H.273 codes)")
-    if not rgb and (a.color_range == 2) != (b.color_range == 2):
-        report.differ(f"colour range {_range(a.color_range)} became {_range(b.color_range)}")
     if a.layout.alpha and not b.layout.alpha:
         report.differ("the alpha plane is not in the output")
     if a.mastering is not None and b.mastering is None:
@@ -180,7 +162,7 @@ def compare_tags(report: VerifyReport, a: SourceTags, b: SourceTags) -> None:
         report.differ(f"content light level {a.light.x265()} became {b.light.x265()} (cd/m2)")
     for name in a.lost:
         if name not in b.lost:
-            report.differ(f"{name} is not in the output")
+            report.note(f"{name} is not in the output: no encoder here carries it")
 
 
 def _range(code: int) -> str:
@@ -206,7 +188,7 @@ def compare_format(report: VerifyReport, a: VideoReader, b: VideoReader, contain
     if not same_ratio(x.sample_aspect_ratio, y.sample_aspect_ratio, container):
         ratios = (x.sample_aspect_ratio or 1, y.sample_aspect_ratio or 1)
         report.differ(f"sample aspect ratio {ratios[0]} became {ratios[1]}")
-    if not _same_turn(a.tags.display_matrix, b.tags.display_matrix):
+    if not same_turn(a.tags.display_matrix, b.tags.display_matrix):
         m, n = a.tags.display_matrix, b.tags.display_matrix
         report.differ(f"display matrix {m} ({x.rotation} degrees) became {n} ({y.rotation} degrees)")
 
@@ -216,19 +198,3 @@ def _chroma(info: StreamInfo) -> str:
         return {"rgb": "RGB", "gray": "gray"}[info.color.model]
     names = {(1, 1): "4:2:0", (1, 0): "4:2:2", (0, 0): "4:4:4", (0, 1): "4:4:0", (2, 0): "4:1:1", (2, 2): "4:1:0"}
     return names.get(info.color.chroma_shift, str(info.color.chroma_shift))
-
-
-def same_ratio(x: Fraction | None, y: Fraction | None, container: str) -> bool:
-    """Equal pixel shapes; Matroska stores them by whole display sizes, which FFmpeg reduces to terms up to 255."""
-    a, b = x or Fraction(1), y or Fraction(1)
-    return a == b or (container in _TICK and abs(a / b - 1) < Fraction(1, 200))
-
-
-def _same_turn(x: tuple[int, ...] | None, y: tuple[int, ...] | None) -> bool:
-    """Equal rotations and flips. The translation only brings the turned picture back to the origin."""
-    still = (65536, 0, 0, 65536)
-
-    def turn(m: tuple[int, ...] | None) -> tuple[int, ...]:
-        return still if m is None else (m[0], m[1], m[3], m[4])
-
-    return all(abs(a - b) <= 2 for a, b in zip(turn(x), turn(y), strict=True))  # Matroska keeps angles

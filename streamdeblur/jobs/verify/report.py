@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass(slots=True)
 class VerifyReport:
-    """differences: what is not as it was, one line each. notes: what changed its form and lost nothing by it.
+    """differences: what is not as it was, one line each. notes: what changed its form and lost nothing
+    by it, and what nothing here could have kept.
 
     frames: of the restored stream in the output. streams: of the output that have a counterpart in the source.
     """

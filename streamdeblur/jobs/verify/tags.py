@@ -109,19 +109,17 @@ def compare_stream_tags(report: VerifyReport, what: str, x: Any, y: Any, contain
 _Span = tuple[float, float, str]
 
 
-def compare_chapters(report: VerifyReport, a: VideoReader, b: VideoReader, duration: float | None) -> None:
-    """Number, times and titles. For a part of a file: those that reach into it, moved with it."""
+def compare_chapters(report: VerifyReport, a: VideoReader, b: VideoReader) -> None:
+    """Number, times and titles. For a part of a file: those that reach into it, moved with it and cut where it ends."""
     move = lift(a.first_time) - a.shift
     wanted = _chapters(a.container, move)
     found = _chapters(b.container, Fraction(0))
+    if a.shift or a.until is not None:
+        begin = 0.0 if a.shift else float("-inf")
+        end = float("inf") if a.until is None else float(a.until)
+        wanted = [(max(begin, s), min(end, e), t) for s, e, t in wanted if e > begin and s < end]
     if _same_chapters(wanted, found):
         return
-    if a.shift or duration is not None:
-        end = float("inf") if duration is None else duration
-        inside = [(s, e, t) for s, e, t in wanted if e > 0 and s < end]
-        if _same_chapters([(max(0.0, s), min(end, e), t) for s, e, t in inside], found):
-            return
-        wanted = inside if a.shift else wanted
     if len(wanted) != len(found):
         report.differ(f"chapters: {len(wanted)} became {len(found)}")
         return
