@@ -23,7 +23,6 @@ from streamdeblur.models.mimo_unet import MIMO_UNET, MIMO_UNET_PLUS, MIMOUNetCon
 from streamdeblur.models.random_weights import random_state
 from streamdeblur.models.simple import OFFSET_STEP, Identity, Offset
 
-
 log = logging.getLogger(__name__)
 
 

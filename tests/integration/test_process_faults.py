@@ -156,7 +156,7 @@ def unknown_video_codec(folder: Path) -> list[str | Path]:
 
 
 def no_weights(folder: Path) -> list[str | Path]:
-    return [clip(folder), "-o", folder / "out.mp4", "-m", "mimo-unet-small"]
+    return [clip(folder), "-o", folder / "out.mp4", "-m", "mimo-unet-plus"]
 
 
 def weights(data: bytes, name: str = "w.safetensors") -> Callable[[Path], list[str | Path]]:
@@ -221,7 +221,7 @@ CASES: dict[str, Case] = {
     "crf too high": Case(with_options("--crf", "99"), r"crf 99", 2),
     "crf and lossless": Case(with_options("--crf", "9", "--lossless"), r"exclude each other", 2),
     "unknown codec": Case(unknown_video_codec, r"a\.mp4 has no .*(video stream|frame) that can be decoded"),
-    "no weights": Case(no_weights, r"no weights for mimo-unet-small.*--weights"),
+    "no weights": Case(no_weights, r"no weights for mimo-unet-plus.*--weights"),
     "weights absent": Case(absent_weights, r"none\.safetensors"),
     "weights truncated": Case(truncated_weights, r"w\.safetensors"),
     "weights foreign": Case(foreign_weights, r"w\.safetensors"),

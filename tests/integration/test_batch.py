@@ -1,0 +1,205 @@
+"""Batch jobs on Ray: many files, a wrong one among them, done once, resumed, accounted for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from streamdeblur import process_video
+from streamdeblur.config import parse
+from streamdeblur.errors import OutputError, UsageError, WeightsError
+from streamdeblur.jobs.batch.job import BatchSummary, run_batch
+from streamdeblur.jobs.batch.options import BatchOptions
+from streamdeblur.jobs.batch.state import Snapshot
+from streamdeblur.jobs.verify import verify
+from streamdeblur.runtime.ledger import FrameRecord, read_ledger
+from tests.clips import Picture, read_clip, write_numbered_clip
+
+ray = pytest.importorskip("ray")
+
+pytestmark = pytest.mark.integration
+
+SIZE = (96, 64)
+CLOSED = {"x264-params": "keyint=10:min-keyint=10:scenecut=0:bframes=2:log-level=none"}
+JOB: dict[str, Any] = {
+    "model": "offset", "lossless": True, "workers": 2, "segment_seconds": 1.0, "backoff": 0.1, "reserve_gb": 0.01,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """One Ray for the module, which the jobs find running and leave running."""
+    kept = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR, object_store_memory=100 << 20,
+    )  # fmt: skip
+    signal.signal(signal.SIGTERM, kept)
+    yield
+    ray.shutdown()
+
+
+def clip(path: Path, frames: int, **more: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_numbered_clip(path, frames, SIZE, rate=10, options=CLOSED, **more)
+
+
+def run(*sources: Path | str, dest: Path | str, progress: Any = None, **changes: Any) -> BatchSummary:
+    options = parse(BatchOptions, {**JOB, **changes})
+    return run_batch([str(s) for s in sources], dest, options=options, progress=progress)
+
+
+def frames_of(dest: Path, output: str) -> list[int]:
+    lines = read_ledger(dest / ".streamdeblur" / "ledgers" / f"{output}.jsonl")
+    return [line.index for line in lines if isinstance(line, FrameRecord)]
+
+
+def alone(source: Path, folder: Path) -> list[Picture]:
+    path = folder / f"alone-{source.stem}.mkv"
+    process_video(source, path, model="offset", lossless=True, overwrite=True)
+    return read_clip(path)
+
+
+def expect_same(path: Path, pictures: list[Picture]) -> None:
+    found = read_clip(path)
+    assert [p.time for p in found] == [p.time for p in pictures]
+    assert all(a.same(b) for a, b in zip(found, pictures, strict=True))
+
+
+def test_a_folder_is_restored_and_the_job_resumed(tmp_path: Path) -> None:
+    source, dest = tmp_path / "in", tmp_path / "out"
+    clip(source / "long.mp4", 34, audio=True)
+    clip(source / "cam1" / "a.mp4", 5)
+    clip(source / "cam1" / "b.avi", 6)
+    clip(source / "cam2" / "c.mkv", 7, audio=True)
+    wrong = source / "cam2" / "wrong.mp4"
+    wrong.write_text("no film at all")
+    snapshots: list[Snapshot] = []
+
+    summary = run(source, dest=dest, progress=snapshots.append)
+    assert summary.exit_code == 1
+    assert {k: v for k, v in summary.files.items() if v} == {"done": 4, "quarantined": 1}
+    assert (summary.frames, summary.resumed, summary.deaths) == (52, 0, 0)
+    rows = {r["output"]: r for r in summary.rows}
+    assert rows["long.mp4"]["segments"] == 4
+    assert "wrong.mp4 can't be opened as video" in rows["cam2/wrong.mp4"]["error"]
+    for output, name, count in (
+        ("long.mp4", "long.mp4", 34), ("cam1/a.mp4", "cam1/a.mp4", 5), ("cam1/b.mkv", "cam1/b.avi", 6),
+        ("cam2/c.mkv", "cam2/c.mkv", 7),
+    ):  # fmt: skip
+        assert verify(source / name, dest / output).differences == []
+        expect_same(dest / output, alone(source / name, tmp_path))
+        assert frames_of(dest, output) == list(range(count))
+    # nothing but results and the job's own folder
+    assert sorted(p.name for p in dest.iterdir()) == [
+        ".streamdeblur", "cam1", "cam2", "long.mp4", "report.html", "report.json",
+    ]  # fmt: skip
+    assert [p.name for p in (dest / "cam2").iterdir()] == ["c.mkv"]
+    report = json.loads((dest / "report.json").read_text())
+    assert {r["output"]: r["status"] for r in report["results"]}["cam2/wrong.mp4"] == "quarantined"
+    page = (dest / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert "http" not in page.replace("http-equiv", "")
+    assert snapshots[-1].files["done"] == 4
+    assert snapshots[-1].frames == 52
+
+    # The same again does nothing again; what was wrong is tried, what changed is done.
+    stamps = {p: p.stat().st_mtime_ns for p in dest.rglob("*.m??")}
+    assert len(stamps) == 4
+    wrong.unlink()
+    again = run(source, dest=dest)
+    assert (again.exit_code, again.resumed, again.actors, again.frames) == (0, 4, 0, 52)
+    assert {p: p.stat().st_mtime_ns for p in dest.rglob("*.m??")} == stamps
+
+    clip(wrong, 4)
+    (dest / "cam1" / "a.mp4").unlink()
+    (source / "m.jsonl").write_text('{"source": "cam2/c.mkv", "model": "identity"}\n')
+    third = run(source, source / "m.jsonl", dest=dest)
+    assert (third.exit_code, third.resumed, third.files["done"]) == (0, 2, 5)
+    assert {p.name for p in dest.rglob("*.m??") if stamps.get(p) != p.stat().st_mtime_ns} == {
+        "a.mp4", "c.mkv", "wrong.mp4",
+    }  # fmt: skip
+    expect_same(dest / "cam2" / "c.mkv", read_clip(source / "cam2" / "c.mkv"))
+
+
+def workers() -> list[psutil.Process]:
+    """The batch actors of this process's own Ray."""
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if p.is_running() and " ".join(p.cmdline()).startswith("ray::BatchWorker")]
+
+
+def test_a_killed_actor_costs_nothing(tmp_path: Path) -> None:
+    source = clip(tmp_path / "in" / "a.mp4", 150)
+    killed: list[int] = []
+
+    def kill(s: Snapshot) -> None:
+        if s.files["working"] and not killed:
+            victims = workers()
+            if victims:
+                killed.append(victims[0].pid)
+                os.kill(victims[0].pid, signal.SIGKILL)
+
+    summary = run(source, dest=tmp_path / "out", progress=kill, segment_seconds=3.0, verify=False, thumbnails=0)
+    assert killed
+    assert (summary.exit_code, summary.deaths) == (0, 1)
+    expect_same(tmp_path / "out" / "a.mp4", alone(source, tmp_path))
+    assert frames_of(tmp_path / "out", "a.mp4") == list(range(150))
+
+
+def test_a_file_that_kills_is_quarantined_and_the_job_goes_on(tmp_path: Path) -> None:
+    source, dest = tmp_path / "in", tmp_path / "out"
+    clip(source / "poison.mp4", 900)
+    clip(source / "good.mp4", 5)
+
+    def kill(s: Snapshot) -> None:
+        if any("poison.mp4" in name for name in s.current) and s.files["working"]:
+            for process in workers():
+                os.kill(process.pid, signal.SIGKILL)
+
+    summary = run(
+        source, dest=dest, progress=kill, workers=1, attempts=2, segment_seconds=0, group_seconds=0, verify=False,
+        thumbnails=0,
+    )  # fmt: skip
+    assert {k: v for k, v in summary.files.items() if v} == {"done": 1, "quarantined": 1}
+    assert summary.deaths == 2
+    (bad,) = [r for r in summary.rows if r["status"] == "quarantined"]
+    assert "killed worker" in bad["error"]
+    assert "(2 attempts)" in bad["error"]
+    assert sorted(p.name for p in dest.iterdir()) == [".streamdeblur", "good.mp4", "report.html", "report.json"]
+
+
+def test_urls_in_and_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = clip(tmp_path / "in" / "a.mp4", 25)
+    summary = run(
+        f"file://{source.parent}", dest=f"file://{tmp_path}/out", scratch=str(tmp_path / "scratch"), workers=1,
+        model="identity", verify=False,
+    )  # fmt: skip
+    assert (summary.exit_code, summary.rows[0]["segments"]) == (0, 3)
+    expect_same(tmp_path / "out" / "a.mp4", read_clip(source))
+    assert (tmp_path / "out" / "report.json").exists()
+    assert (tmp_path / "out" / ".streamdeblur" / "manifest.jsonl").exists()
+    assert not (tmp_path / "out" / ".streamdeblur" / "segments").exists()
+
+
+def test_what_concerns_the_whole_job_is_said_before_anything_is_done(tmp_path: Path) -> None:
+    source = clip(tmp_path / "in" / "a.mp4", 5)
+    dest = tmp_path / "out"
+    with pytest.raises(WeightsError, match=r"gone\.safetensors"):
+        run(source, dest=dest, model=None, weights=str(tmp_path / "gone.safetensors"))
+    shutil.copy(source, dest / "a.mp4")
+    with pytest.raises(OutputError, match="is of no batch job"):
+        run(source, dest=dest)
+    assert (dest / "a.mp4").read_bytes() == source.read_bytes()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no footage"):
+        run(tmp_path / "empty", dest=dest)

@@ -1,0 +1,118 @@
+"""What the words of a command stand for: files, folders, globs and manifests, and the names of results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from streamdeblur.config import parse
+from streamdeblur.errors import ConfigError, UsageError
+from streamdeblur.jobs.batch.options import BatchOptions
+from streamdeblur.jobs.batch.sources import Source, gather_sources
+
+OPTIONS = parse(BatchOptions, {"model": "identity"})
+
+
+@pytest.fixture
+def footage(tmp_path: Path) -> Path:
+    for name in ("a.mp4", "b.avi", "night/c.mov", "night/deep/d.TS", "night/notes.doc", ".hidden/e.mp4"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "in"
+
+
+def gather(*words: str | Path, dest: Path | None = None) -> list[Source]:
+    return gather_sources([str(w) for w in words], str(dest or "/elsewhere"), OPTIONS)
+
+
+def names(found: list[Source]) -> dict[str, str]:
+    return {Path(s.name).name: s.output for s in found}
+
+
+def test_a_folder_is_searched_and_keeps_its_tree(footage: Path) -> None:
+    found = gather(footage)
+    assert names(found) == {
+        "a.mp4": "a.mp4", "b.avi": "b.mkv", "c.mov": "night/c.mov", "d.TS": "night/deep/d.mkv",
+    }  # fmt: skip
+    assert all(Path(s.name).is_absolute() for s in found)
+    assert len({s.id for s in found}) == 4
+    assert [s.id for s in gather(footage)] == [s.id for s in found]
+
+
+def test_results_are_no_sources(footage: Path) -> None:
+    (footage / "out").mkdir()
+    (footage / "out" / "a.mp4").touch()
+    assert len(gather(footage)) == 5
+    assert len(gather(footage, dest=footage / "out")) == 4
+
+
+def test_globs_keep_the_tree_below_the_pattern(footage: Path) -> None:
+    assert names(gather(f"{footage}/**/*.mov")) == {"c.mov": "night/c.mov"}
+    assert names(gather(f"{footage}/?.*")) == {"a.mp4": "a.mp4", "b.avi": "b.mkv"}
+    with pytest.raises(UsageError, match="matches nothing"):
+        gather(f"{footage}/*.webm")
+
+
+def test_what_is_named_twice_is_done_once_and_names_that_clash_are_told_apart(footage: Path) -> None:
+    assert len(gather(footage / "a.mp4", footage, footage)) == 4
+    for name in ("a.avi", "a.mkv"):
+        (footage / name).touch()
+    outputs = [s.output for s in gather(footage)]
+    assert len(set(outputs)) == len(outputs) == 6
+    assert {"a.mp4", "a.mkv", "a.avi.mkv"} <= set(outputs)
+    other = footage / "night" / "a.mp4"
+    other.touch()
+    found = [s.output for s in gather(footage / "a.mp4", other)]
+    assert len(set(found)) == 2
+    assert all(o.endswith(".mp4") for o in found)
+
+
+def test_a_missing_file_is_a_source_that_will_fail_and_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    assert [Path(s.name).name for s in gather(tmp_path / "gone.mp4")] == ["gone.mp4"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no footage"):
+        gather(tmp_path / "empty")
+    with pytest.raises(UsageError, match="no source"):
+        gather()
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_manifests_of_every_kind_say_the_same(footage: Path) -> None:
+    text = write(footage / "m.txt", "# tonight\na.mp4\n\nnight/c.mov\n")
+    table = write(footage / "m.csv", "source,crf,output\na.mp4,30,\nnight/c.mov,,x/y.mkv\n")
+    lines = [{"source": "a.mp4", "crf": 30}, {"source": "night/c.mov", "output": "x/y.mkv"}]
+    objects = write(footage / "m.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    assert names(gather(text)) == {"a.mp4": "a.mp4", "c.mov": "night/c.mov"}
+    for manifest in (table, objects):
+        found = gather(manifest)
+        assert names(found) == {"a.mp4": "a.mp4", "c.mov": "x/y.mkv"}
+        assert [s.options.crf for s in found] == [30.0, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("m.csv", "file,crf\na.mp4,3\n", "no column source"),
+        ("m.csv", "source,crf\na.mp4,3,4\n", "line 2 of .* more values"),
+        ("m.csv", "source,crff\na.mp4,3\n", "unknown option 'crff' in line 2"),
+        ("m.jsonl", '{"source": "a.mp4"}\n{"source"\n', "line 2 of .* is not JSON"),
+        ("m.jsonl", '["a.mp4"]\n', "not an object"),
+        ("m.jsonl", '{"crf": 3}\n', "line 1 .*names no source"),
+        ("m.jsonl", '{"source": "a.mp4", "output": "../x.mp4"}\n', "leads out of DEST"),
+        ("m.jsonl", '{"source": "a.mp4", "output": "x.doc"}\n', r"\.doc"),
+        ("m.jsonl", '{"source": "night", "output": "x.mp4"}\n', "fits one file"),
+        ("m.jsonl", '{"source":"a.mp4","output":"x.mp4"}\n{"source":"b.avi","output":"x.mp4"}\n', "both become x.mp4"),
+    ],
+)
+def test_a_faulty_manifest_is_one_line(footage: Path, name: str, text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as e:
+        gather(write(footage / name, text))
+    assert "\n" not in str(e.value)
+    assert isinstance(e.value, ConfigError) or "both" in words or "doc" in words
