@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 from rich.table import Table
 
-from streamdeblur.cli import ablation, evaluation, synthesis, training
+from streamdeblur.cli import ablation, batch, evaluation, synthesis, training
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit
 from streamdeblur.cli.options import gather, model_options
@@ -253,7 +253,14 @@ def _begin(debug: bool) -> Any:
     return console
 
 
-for command in (ablation.ablate, evaluation.evaluate, synthesis.synthesize, training.prepare, training.train):
+for command in (
+    ablation.ablate,
+    batch.batch,
+    evaluation.evaluate,
+    synthesis.synthesize,
+    training.prepare,
+    training.train,
+):
     cli.add_command(command)
 
 

@@ -64,6 +64,26 @@ def lines(dest: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in found if line["type"] == kind]
 
 
+def slow() -> Any:
+    """Builds the restorer of `offset`, late by a tenth of a second a picture, so that all nodes get something to do."""
+
+    def build(options: Any) -> Any:
+        from streamdeblur.restore import Restorer
+
+        restorer = Restorer("offset")
+        residual = restorer.engine.residual
+
+        def late(batch: Any) -> Any:
+            time.sleep(0.15)
+            return residual(batch)
+
+        restorer.engine.residual = late  # type: ignore[method-assign]
+        return restorer
+
+    return build
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [2, 3])
 def test_a_node_dies(tmp_path: Path, nodes: int) -> None:
     from ray.cluster_utils import Cluster
@@ -83,7 +103,7 @@ def test_a_node_dies(tmp_path: Path, nodes: int) -> None:
                 gone.append(members.pop())
                 cluster.remove_node(gone[0], allow_graceful=False)
 
-        summary = run_batch([str(source)], dest, options=parse(BatchOptions, JOB), progress=remove)
+        summary = run_batch([str(source)], dest, options=parse(BatchOptions, JOB), progress=remove, build=slow())
     finally:
         ray.shutdown()
         cluster.shutdown()

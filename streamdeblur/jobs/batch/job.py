@@ -1,0 +1,335 @@
+"""A batch job from its words to its report: what ``streamdeblur batch`` and ``pipelines/batch.py`` call."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from streamdeblur.config import ProcessOptions, parse
+from streamdeblur.errors import OutputError, StreamdeblurError, UnreadableInput
+from streamdeblur.jobs.batch import fingerprint, place
+from streamdeblur.jobs.batch.manifest import SCHEMA, Entry, Manifest
+from streamdeblur.jobs.batch.node import segment_name
+from streamdeblur.jobs.batch.options import BatchOptions
+from streamdeblur.jobs.batch.plan import Plan
+from streamdeblur.jobs.batch.report import write_reports
+from streamdeblur.jobs.batch.sources import STATE, Source, gather_sources
+from streamdeblur.jobs.batch.state import STATUSES, FileState, Snapshot
+from streamdeblur.jobs.batch.units import Item, JobSpec
+from streamdeblur.restore import Restorer, Tiling
+from streamdeblur.version import __version__
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSummary:
+    """What a job did. files: by status. resumed: of those done, how many were done before this run. seconds: of this
+    run; frames: of all results. exit_code: 0 when every file is done and passes verify, else 1."""
+
+    dest: str
+    files: Mapping[str, int]
+    resumed: int
+    frames: int
+    seconds: float
+    fps: float
+    deaths: int
+    retries: int
+    actors: int
+    report: str
+    rows: tuple[Mapping[str, Any], ...] = field(repr=False, default=())
+    nodes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.files["done"] == sum(self.files.values()) else 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values only; without the rows of files, which report.json has."""
+        names = [n for n in self.__slots__ if n != "rows"]
+        return {**{n: getattr(self, n) for n in names}, "files": dict(self.files), "nodes": dict(self.nodes)}
+
+
+def run_batch(
+    sources: Iterable[str],
+    dest: str | os.PathLike[str],
+    *,
+    options: BatchOptions | None = None,
+    progress: Callable[[Snapshot], None] | None = None,
+    build: Callable[[ProcessOptions], Restorer] | None = None,
+) -> BatchSummary:
+    """Restore many files on a Ray cluster, or on this machine, into ``dest``.
+
+    sources: files, folders, globs, URLs, manifests (``sources.gather_sources``). dest: a folder that all nodes see,
+    or a URL. progress: called about once a second on this thread. build: makes the restorer of every actor, instead
+    of the options' model (an engine of your own); it travels by pickle.
+
+    Blocks until every file is done or quarantined, and writes report.html and report.json into ``dest``. Stopped or
+    killed, it goes on when it is called again. Raises StreamdeblurError for what concerns the job as a whole (options,
+    weights, no cluster, a file in ``dest`` that is not ours); what concerns a file is in the summary.
+    """
+    o = options or parse(BatchOptions, {})
+    where = os.fspath(dest)
+    where = where.rstrip("/") if place.is_url(where) else os.path.abspath(where)
+    found = gather_sources(sources, where, o)
+    with Manifest(_state_folder(where)) as manifest:
+        return _Job(where, o, found, manifest, progress, build).run()
+
+
+def _state_folder(dest: str) -> Path:
+    """DEST's own; for a URL one on this machine, whose manifest is sent to DEST at the end."""
+    if not place.is_url(dest):
+        return Path(dest) / STATE
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "streamdeblur" / "batch" / fingerprint.combined(dest)[:16] / STATE
+
+
+class _Job:
+    def __init__(
+        self,
+        dest: str,
+        options: BatchOptions,
+        sources: list[Source],
+        manifest: Manifest,
+        progress: Callable[[Snapshot], None] | None,
+        build: Callable[[ProcessOptions], Restorer] | None,
+    ) -> None:
+        self.dest = dest
+        self.build = build
+        self.options = options
+        self.sources = sources
+        self.manifest = manifest
+        self.progress = progress
+        self.files: dict[str, FileState] = {}
+        self.started = time.monotonic()
+        self.token = uuid.uuid4().hex
+
+    def run(self) -> BatchSummary:
+        o, manifest = self.options, self.manifest
+        if self.build is None:
+            self._check_models()
+        if not o.resume:
+            manifest.forget()
+        manifest.add(
+            "job",
+            schema=SCHEMA,
+            version=__version__,
+            token=self.token,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            host=os.uname().nodename,
+            argv=sys.argv[1:],
+            options=o.model_dump(mode="json", exclude_defaults=True),
+        )
+        self._look_at_files()
+        self._refuse_foreign()
+        manifest.commit()
+        left = {key: f for key, f in self.files.items() if not f.over}
+        deaths = retries = actors = 0
+        nodes: dict[str, int] = {}
+        if left:
+            self._take_over()
+            scheduler = self._schedule(left)
+            deaths, retries, actors = scheduler.deaths, scheduler.retries, scheduler.peak_actors
+            nodes = scheduler.node_frames
+        self._clean_up()
+        return self._finish(deaths, retries, actors, nodes)
+
+    # --- before ------------------------------------------------------------------------------------------------------
+
+    def _check_models(self) -> None:
+        """Weights that are missing or wrong end the job before it begins, and not file by file."""
+        from streamdeblur.models import registry
+
+        for model, weights in {(s.options.model, s.options.weights) for s in self.sources}:
+            if weights is None or not place.is_url(weights):
+                registry.build(model, weights)
+
+    def _look_at_files(self) -> None:
+        """Fingerprint all sources and take what the manifest knows of them."""
+        settings: dict[ProcessOptions, str] = {}
+        for s in self.sources:
+            if s.options not in settings:
+                settings[s.options] = fingerprint.settings_print(s.options)
+        with ThreadPoolExecutor(16) as pool:
+            prints = list(pool.map(_print, (s.name for s in self.sources)))
+        thumbnails = self.options.thumbnails
+        for number, (s, (mark, size, error)) in enumerate(zip(self.sources, prints, strict=True)):
+            whole = fingerprint.combined(mark, settings[s.options])
+            item = Item(s.id, s.name, s.output, s.options, whole, thumbnails=number < thumbnails)
+            state = FileState(s, whole, size, item)
+            self.files[s.id] = state
+            entry = self.manifest.entries.get(s.id)
+            if error is not None:
+                state.status, state.error = "quarantined", error
+                self.manifest.add("quarantined", id=s.id, print=whole, source=s.name, output=s.output, message=error)
+            elif entry is not None and entry.print == whole:
+                self._recall(state, entry)
+
+    def _recall(self, state: FileState, entry: Entry) -> None:
+        """What was done before, as far as it is still valid."""
+        done = entry.done
+        if done is not None:
+            found = place.stat(place.join(self.dest, state.source.output))
+            if found is not None and (found.size, found.tag) == (done["size"], done["tag"]):
+                if self.options.verify and not done["summary"]["verified"]:
+                    return  # it was never compared, and now that is asked for
+                state.status = "differs" if done["summary"]["differences"] else "done"
+                state.summary, state.resumed = done["summary"], True
+                state.frames_done, state.parts = done["summary"]["frames"], done["segments"]
+                state.spent, state.seconds, state.tries = done["spent"], done["seconds"], done["tries"]
+                state.notes = list(done["notes"])
+            return
+        if entry.plan is None or state.item is None:
+            return
+        plan = Plan.from_dict(entry.plan["plan"])
+        if not plan.segments or self.options.segment_seconds <= 0:
+            return  # it costs little to plan it again, perhaps otherwise
+        tiling = None if entry.plan["tiling"] is None else Tiling(*entry.plan["tiling"])
+        item = replace(state.item, plan=plan, tiling=tiling)
+        valid = {}
+        for number, line in entry.segments.items():
+            names = [segment_name(self.dest, item, number, ending) for ending in ("seg", "jsonl")]
+            if line["plan_print"] == plan.print and all(place.stat(n) is not None for n in names):
+                valid[number] = line
+        presets = {line["preset"] for line in valid.values()}
+        if not valid or len(presets) != 1:
+            return
+        device = next(iter(valid.values()))["device"]
+        state.item = replace(item, preset=presets.pop(), device=device)
+        state.left = {s.number for s in plan.segments} - set(valid)
+        state.frames_done = sum(line["frames"] for line in valid.values())
+
+    def _refuse_foreign(self) -> None:
+        """Raise OutputError for a file in DEST that no batch job wrote, and that one would replace."""
+        if self.options.overwrite:
+            return
+        for key, state in self.files.items():
+            entry = self.manifest.entries.get(key)
+            if state.over or (entry is not None and entry.begun):
+                continue
+            final = place.join(self.dest, state.source.output)
+            if place.stat(final) is not None:
+                raise OutputError(
+                    f"{final} exists and is of no batch job", "--overwrite replaces it, -o writes elsewhere"
+                )
+
+    def _take_over(self) -> None:
+        """Make this driver the one whose actors may publish, and remove what an earlier one left unfinished."""
+        name = place.join(self.dest, STATE, "driver")
+        if place.is_url(self.dest):
+            local = self.manifest.path.with_name("driver")
+            local.write_text(self.token, encoding="ascii")
+            place.send(local, name)
+            return
+        partial = Path(f"{name}.partial")
+        partial.write_text(self.token, encoding="ascii")
+        os.replace(partial, name)
+        place.remove(place.join(self.dest, STATE, "work"))
+
+    # --- the work ----------------------------------------------------------------------------------------------------
+
+    def _schedule(self, left: Mapping[str, FileState]) -> Any:
+        from streamdeblur.jobs.batch.cluster import connected, put
+        from streamdeblur.jobs.batch.scheduler import Scheduler
+
+        o = self.options
+        names: dict[str, tuple[str, str]] = {}
+        contents: dict[str, str] = {}
+        for weights in {s.options.weights for s in self.sources} - {None}:
+            assert weights is not None
+            if weights.startswith("random:"):
+                continue
+            digest = fingerprint.combined(fingerprint.weights_print(None, weights))[:24]
+            names[weights] = (digest, Path(weights).suffix)
+            if not place.is_url(weights):
+                contents[digest] = weights
+        threads = o.threads or (max(1, int(o.cpus_per_worker)) if o.device in ("auto", "cpu") else None)
+        spec = JobSpec(self.dest, self.token, o.scratch, o.segment_seconds, o.verify, threads, names, self.build)
+        with connected(o):
+            held = {digest: put(Path(path).read_bytes()) for digest, path in contents.items()}
+            scheduler = Scheduler(left, o, spec, self.manifest, held, self.progress, self.files)
+            scheduler.run()
+        return scheduler
+
+    # --- after -------------------------------------------------------------------------------------------------------
+
+    def _clean_up(self) -> None:
+        if all(f.over for f in self.files.values()):
+            for name in ("work", "segments"):
+                with suppress(StreamdeblurError):
+                    place.remove(place.join(self.dest, STATE, name))
+
+    def _finish(self, deaths: int, retries: int, actors: int, nodes: Mapping[str, int]) -> BatchSummary:
+        counts: dict[str, int] = {status: sum(f.status == status for f in self.files.values()) for status in STATUSES}
+        seconds = time.monotonic() - self.started
+        made = sum(f.frames_done for f in self.files.values() if not f.resumed)
+        summary = BatchSummary(
+            dest=self.dest,
+            files=counts,
+            resumed=sum(f.resumed for f in self.files.values()),
+            frames=sum(f.frames_done for f in self.files.values() if f.over),
+            seconds=round(seconds, 3),
+            fps=round(made / seconds, 3) if seconds > 0 else 0.0,
+            deaths=deaths,
+            retries=retries,
+            actors=actors,
+            report=place.join(self.dest, "report.html"),
+            rows=tuple(_row(f) for f in self.files.values()),
+            nodes=nodes,
+        )
+        self.manifest.add("end", finished=datetime.now(UTC).isoformat(timespec="seconds"), files=counts)
+        self.manifest.commit()
+        write_reports(summary, self.options)
+        if place.is_url(self.dest):
+            place.send(self.manifest.path, place.join(self.dest, STATE, "manifest.jsonl"))
+        return summary
+
+
+def _print(name: str) -> tuple[str, int, str | None]:
+    """Hash and size of a source; or why there is none."""
+    try:
+        mark = fingerprint.source_print(name)
+        found = place.stat(name)
+    except UnreadableInput as e:
+        return "", 0, str(e)
+    except OutputError as e:
+        return "", 0, str(e)
+    return mark, found.size if found is not None else 0, None
+
+
+def _row(f: FileState) -> dict[str, Any]:
+    """A file in the report."""
+    s = f.summary
+    return {
+        "id": f.source.id,
+        "source": f.source.name,
+        "output": f.source.output,
+        "status": f.status,
+        "resumed": f.resumed,
+        "frames": s.get("frames", 0),
+        "restored": s.get("restored", 0),
+        "bypassed": s.get("bypassed", 0),
+        "undecodable_packets": s.get("undecodable_packets", 0),
+        "size": [s.get("width", 0), s.get("height", 0)],
+        "segments": f.parts,
+        "seconds": round(f.seconds, 3),
+        "worker_seconds": round(f.spent, 3),
+        "retries": f.tries,
+        "encoder": s.get("encoder", ""),
+        "device": s.get("device", ""),
+        "node": s.get("node", ""),
+        "verified": s.get("verified", False),
+        "differences": s.get("differences", []),
+        "warnings": [*f.notes, *s.get("warnings", [])],
+        "error": f.error,
+    }

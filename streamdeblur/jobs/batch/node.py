@@ -1,0 +1,391 @@
+"""The work of one actor, without Ray: plan, restore whole files and segments, join, verify, publish.
+
+Everything grows in a folder of its own under DEST's state folder (in the scratch folder where DEST is a URL) and gets
+its final name in one step when it is complete, so two attempts never meet in one file, and a kill leaves nothing
+behind but that folder, which the next driver removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from streamdeblur.config import ProcessOptions
+from streamdeblur.errors import (
+    DiskFull,
+    EncoderError,
+    InputError,
+    MismatchError,
+    OutputError,
+    StreamdeblurError,
+    UsageError,
+    WeightsError,
+)
+from streamdeblur.jobs.batch import place
+from streamdeblur.jobs.batch.gpu_use import GpuUse
+from streamdeblur.jobs.batch.joining import join_segments
+from streamdeblur.jobs.batch.pictures import thumbnail_pair
+from streamdeblur.jobs.batch.plan import make_plan
+from streamdeblur.jobs.batch.restorers import Restorers
+from streamdeblur.jobs.batch.segments import FileWork, SegmentWork, Uncuttable
+from streamdeblur.jobs.batch.sources import STATE
+from streamdeblur.jobs.batch.units import Done, Failure, Item, JobSpec, Outcome, Probed, SegmentDone, Unit
+from streamdeblur.jobs.process import Progress
+from streamdeblur.jobs.verify import verify
+from streamdeblur.jobs.workforce import tiling_words
+
+log = logging.getLogger(__name__)
+
+#: Fetched sources that a node's actor keeps.
+_FETCHED = 2
+_CERTAIN = (InputError, UsageError, WeightsError, EncoderError, MismatchError)
+
+
+class Superseded(StreamdeblurError):
+    """Another driver has taken the job over: this one's results are no longer wanted."""
+
+
+class NotFetched(StreamdeblurError):
+    """A source that could not be copied here, this time."""
+
+
+class NodeWork:
+    """Does units, one at a time, in one process; ``progress`` may be asked for on another thread.
+
+    weights: the bytes of each file of weights by its hash.
+    """
+
+    def __init__(self, spec: JobSpec, weights: Mapping[str, bytes]) -> None:
+        self._spec = spec
+        self._restorers = Restorers(spec.build)
+        self._scratch = Path(spec.scratch or tempfile.gettempdir()) / f"streamdeblur-{os.getuid()}"
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._weights: dict[str, str] = {}
+        for name, (digest, ending) in spec.weights.items():
+            self._weights[name] = str(self._keep_weights(name, digest, ending, weights.get(digest)))
+        self._sources: dict[str, Path] = {}
+        self.frames = 0  # of all finished and current work
+        self._base = self._unit_base = 0
+        self._gpu = GpuUse()
+
+    # --- units -------------------------------------------------------------------------------------------------------
+
+    def do(self, unit: Unit) -> list[Outcome]:
+        """Outcomes of the items, in their order. Never raises for what a file or a disk does."""
+        outcomes: list[Outcome] = []
+        self._unit_base = self.frames
+        for item in unit.items:
+            self._base = self.frames
+            with _warnings() as said:
+                try:
+                    outcomes.append(self._one(unit, item, said))
+                except Exception as e:
+                    log.debug("%s", unit.name, exc_info=True)
+                    outcomes.append(self._failure(item, e))
+                    self.frames = self._base
+        return outcomes
+
+    def _one(self, unit: Unit, item: Item, said: list[str]) -> Outcome:
+        source = self._local(item.source)
+        options = self._options(item.options)
+        if unit.kind == "probe":
+            return self._probe(item, source, options)
+        folder = self._work_folder(item)
+        try:
+            if unit.kind == "segment":
+                return self._segment(item, unit.segment, source, options, folder)
+            if unit.kind == "join":
+                return self._join(item, source, options, folder, said)
+            return self._file(item, source, options, folder, said)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _probe(self, item: Item, source: str, options: ProcessOptions) -> Probed:
+        plan = make_plan(source, options, self._spec.segment_seconds)
+        tiling = None
+        if plan.segments:  # all segments are cut into tiles alike, whoever does them
+            tiling = self._restorers.plan(options, plan.width, plan.height)
+        return Probed(item.id, plan, tiling)
+
+    def _file(self, item: Item, source: str, options: ProcessOptions, folder: Path, said: list[str]) -> Done:
+        target, ledger = folder / Path(item.output).name, folder / "ledger.jsonl"
+        options = options.model_copy(update={"ledger": ledger})
+        final = place.join(self._spec.dest, item.output)
+        work = FileWork(source, target, options, self._restorers, item.tiling, self._progress, final)
+        summary = work.run().as_dict()
+        return self._publish(item, source, target, ledger, summary, said)
+
+    def _segment(self, item: Item, number: int, source: str, options: ProcessOptions, folder: Path) -> SegmentDone:
+        assert item.plan is not None
+        packets, ledger = folder / f"{number}.seg", folder / f"{number}.jsonl"
+        work = SegmentWork(
+            item.plan.segments[number],
+            item.plan,
+            packets,
+            source,
+            folder / Path(item.output).name,
+            options.model_copy(update={"ledger": ledger}),
+            self._restorers,
+            item.tiling,
+            self._progress,
+            place.join(self._spec.dest, item.output),
+        )
+        summary = work.run()
+        self._check_token()
+        for path, ending in ((ledger, "jsonl"), (packets, "seg")):  # the packets last: they say that it is done
+            self._move(path, segment_name(self._spec.dest, item, number, ending))
+        counts = {"restored": summary.restored, "bypassed": summary.bypassed}
+        return SegmentDone(
+            item.id,
+            number,
+            summary.frames,
+            counts,
+            summary.seconds,
+            work.preset,
+            {**summary.as_dict(), "node": _node()},
+        )
+
+    def _join(self, item: Item, source: str, options: ProcessOptions, folder: Path, said: list[str]) -> Done:
+        assert item.plan is not None
+        started = time.monotonic()
+        parts: dict[str, list[Path]] = {"seg": [], "jsonl": []}
+        for segment in item.plan.segments:
+            for ending, paths in parts.items():
+                name = segment_name(self._spec.dest, item, segment.number, ending)
+                if place.is_url(name):
+                    paths.append(place.fetch(name, folder / f"{segment.number}.{ending}"))
+                else:
+                    paths.append(Path(name))
+        target, ledger = folder / Path(item.output).name, folder / "ledger.jsonl"
+        final = place.join(self._spec.dest, item.output)
+        booked, copied, dropped, encoder = join_segments(
+            source,
+            target,
+            options.model_copy(update={"ledger": ledger}),
+            item.preset,
+            parts["seg"],
+            parts["jsonl"],
+            final,
+        )
+        summary = {
+            "frames": booked.frames,
+            "restored": booked.counts["restored"],
+            "bypassed": booked.counts["bypassed"],
+            "undecodable_packets": 0,
+            "seconds": round(time.monotonic() - started, 3),
+            "encoder": encoder,
+            "device": item.device,
+            "tiling": tiling_words(item.tiling, options.tiling),
+            "width": item.plan.width,
+            "height": item.plan.height,
+            "copied": list(copied),
+            "dropped": list(dropped),
+        }
+        done = self._publish(item, source, target, ledger, summary, said)
+        place.remove(place.join(self._spec.dest, STATE, "segments", item.id))
+        return done
+
+    # --- publishing --------------------------------------------------------------------------------------------------
+
+    def _publish(
+        self, item: Item, source: str, target: Path, ledger: Path, summary: dict[str, Any], said: list[str]
+    ) -> Done:
+        """Verify, then give the result and its ledger their names, the result last."""
+        o = item.options
+        differences: list[str] = []
+        if self._spec.verify:
+            report = verify(
+                source,
+                target,
+                stream=o.stream,
+                start=o.start,
+                duration=o.duration,
+                interlaced=o.interlaced,
+                deinterlace=o.deinterlace,
+            )
+            differences = report.differences
+        dest = self._spec.dest
+        if item.thumbnails:
+            for word, data in thumbnail_pair(source, str(target), o).items():
+                path = target.with_name(f"{word}.jpg")
+                path.write_bytes(data)
+                self._move(path, place.join(dest, STATE, "thumbnails", f"{item.id}-{word}.jpg"))
+        self._check_token()
+        self._move(ledger, place.join(dest, STATE, "ledgers", f"{item.output}.jsonl"))
+        final = place.join(dest, item.output)
+        self._move(target, final)
+        found = place.stat(final)
+        if found is None:
+            raise OutputError(f"{final} is gone after it was written", "check what else writes there")
+        kept = ("frames", "restored", "bypassed", "undecodable_packets", "seconds", "encoder", "device", "tiling")
+        values = {k: summary[k] for k in (*kept, "width", "height", "copied", "dropped")}
+        values |= {
+            "verified": self._spec.verify,
+            "differences": differences,
+            "warnings": list(dict.fromkeys(said))[:50],
+            "node": _node(),
+        }
+        return Done(item.id, found.size, found.tag, values)
+
+    def _move(self, path: Path, final: str) -> None:
+        if place.is_url(final):
+            place.send(path, final)
+            return
+        try:
+            Path(final).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.replace(path, final)
+            except OSError:
+                if path.stat().st_dev == Path(final).parent.stat().st_dev:
+                    raise
+                beside = Path(f"{final}.{uuid.uuid4().hex[:8]}.partial")
+                try:
+                    shutil.copyfile(path, beside)
+                    os.replace(beside, final)
+                finally:
+                    beside.unlink(missing_ok=True)
+            folder = os.open(Path(final).parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as e:
+            raise OutputError(f"{final} can't be written: {e.strerror or e}") from e
+
+    def _check_token(self) -> None:
+        name = place.join(self._spec.dest, STATE, "driver")
+        try:
+            token = place.read_range(name, 0, 64).decode("ascii", "replace")
+        except InputError:
+            token = ""
+        if token != self._spec.token:
+            raise Superseded("another driver has taken the job over")
+
+    def _work_folder(self, item: Item) -> Path:
+        name = f"{item.id}-{uuid.uuid4().hex[:12]}"
+        if place.is_url(self._spec.dest):
+            folder = self._scratch / "work" / name
+        else:
+            folder = Path(self._spec.dest) / STATE / "work" / name
+        try:
+            folder.mkdir(parents=True)
+        except OSError as e:
+            raise OutputError(
+                f"{folder} can't be made: {e.strerror}", "check that DEST can be written on every node"
+            ) from e
+        return folder
+
+    # --- what comes from elsewhere -----------------------------------------------------------------------------------
+
+    def _local(self, source: str) -> str:
+        if not place.is_url(source):
+            return source
+        found = self._sources.pop(source, None)
+        if found is None or not found.exists():
+            digest = hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+            name = source.split("?", 1)[0].rsplit("/", 1)[-1] or "source"
+            while len(self._sources) >= _FETCHED:
+                shutil.rmtree(self._sources.pop(next(iter(self._sources))).parent, ignore_errors=True)
+            try:
+                found = place.fetch(source, self._scratch / "sources" / f"{digest}-{os.getpid()}" / name)
+            except InputError as e:
+                raise NotFetched(e.what, e.hint) from e
+        self._sources[source] = found
+        return str(found)
+
+    def _options(self, options: ProcessOptions) -> ProcessOptions:
+        weights = self._weights.get(options.weights or "", options.weights)
+        return options.model_copy(update={"weights": weights, "threads": self._spec.threads})
+
+    def _keep_weights(self, name: str, digest: str, ending: str, data: bytes | None) -> Path:
+        """A file with the weights on this node, shared by its actors."""
+        path = self._scratch / "weights" / f"{digest}{ending}"
+        if path.is_file():
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if data is None:
+            return place.fetch(name, path)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        partial.write_bytes(data)
+        os.replace(partial, path)
+        return path
+
+    # --- telling -----------------------------------------------------------------------------------------------------
+
+    def _progress(self, p: Progress) -> None:
+        self.frames = self._base + p.frames
+
+    def progress(self) -> dict[str, Any]:
+        """Frames done by this process and in its current unit, use of its GPUs in percent, loads of weights so far."""
+        return {
+            "frames": self.frames,
+            "unit_frames": self.frames - self._unit_base,
+            "gpu": self._gpu.use(),
+            "weights_loads": self._restorers.loads,
+        }
+
+    def _failure(self, item: Item, e: Exception) -> Failure:
+        text = str(e) if isinstance(e, StreamdeblurError) else f"unexpected {type(e).__name__}: {e}"
+        local = self._sources.get(item.source)
+        if local is not None:
+            text = text.replace(str(local), item.source)
+        text = " ".join(text.split())
+        full = isinstance(e, DiskFull) or getattr(e, "errno", None) in (28, 122)
+        if full:
+            kind = "disk"
+        elif isinstance(e, Superseded):
+            kind = "superseded"
+        elif isinstance(e, Uncuttable):
+            kind = "uncuttable"
+        else:
+            kind = "file" if isinstance(e, _CERTAIN) else "retry"
+        return Failure(item.id, kind, type(e).__name__, text)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Remove what was fetched for this process."""
+        for path in self._sources.values():
+            shutil.rmtree(path.parent, ignore_errors=True)
+        self._sources.clear()
+
+
+def segment_name(dest: str, item: Item, number: int, ending: str) -> str:
+    """Where a finished segment lies until it is joined; its name tells what it depends on."""
+    assert item.plan is not None
+    mark = f"{item.print[:12]}-{item.plan.print}"
+    return place.join(dest, STATE, "segments", item.id, f"{number}-{mark}.{ending}")
+
+
+def _node() -> str:
+    return socket.gethostname()
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the library warns of meanwhile."""
+    said: list[str] = []
+    handler = _Collector(said.append)
+    logger = logging.getLogger("streamdeblur")
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Collector(logging.Handler):
+    def __init__(self, take: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._take = take
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._take(" ".join(record.getMessage().split()))

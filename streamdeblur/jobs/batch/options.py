@@ -1,0 +1,115 @@
+"""Options of a batch job: those of the main job, per file if need be, and those of the job as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from streamdeblur.config import Conflict, EncodeOptions, Interlaced, OnError, ProcessOptions, StrictModel, parse
+
+#: Options of the main job that a batch sets itself.
+_OWN = ("workers", "ray", "gpus_per_worker", "overwrite", "ledger", "rate")
+#: What a manifest may set for a single file: everything that a job of one file takes and that is not about the cluster.
+PER_FILE = tuple(name for name in ProcessOptions.model_fields if name not in (*_OWN, "device", "threads", "in_flight"))
+#: Options that change a result. Another number of threads or workers does not.
+SHAPING = PER_FILE
+
+
+def _same(name: str) -> Any:
+    """The option of the main job, with its default and its words."""
+    return copy(ProcessOptions.model_fields[name])
+
+
+class BatchOptions(EncodeOptions):
+    """Options of ``streamdeblur batch`` and ``run_batch``."""
+
+    model: str | None = _same("model")
+    weights: str | None = _same("weights")
+    device: str = _same("device")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _same("precision")
+    tiling: Literal["auto", "exact", "fast", "whole"] = _same("tiling")
+    in_flight: int = _same("in_flight")
+    threads: int | None = _same("threads")
+    stream: int = _same("stream")
+    start: float | None = _same("start")
+    duration: float | None = _same("duration")
+    interlaced: Interlaced = _same("interlaced")
+    deinterlace: bool = _same("deinterlace")
+    hardware: Literal["none", "cuda"] = _same("hardware")
+    on_error: OnError = _same("on_error")
+
+    address: str | None = Field(
+        None, description="Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: RAY_ADDRESS, else this machine."
+    )
+    workers: int | None = Field(
+        None, ge=1, le=100_000, description="Actors at most. Default: as many as the cluster has room for, as it grows."
+    )
+    cpus_per_worker: float = Field(1.0, gt=0, le=1024, description="CPU cores an actor asks of Ray.")
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        le=16,
+        description="GPUs (or a fraction of one) an actor asks of Ray. Default: 1 where there are any.",
+    )
+    helpers: int = Field(
+        0, ge=0, le=10_000, description="Actors without GPU more, for planning, joining and verifying on CPU nodes."
+    )
+    segment_seconds: float = Field(
+        60.0, ge=0, le=86_400, description="Cut longer files at keyframes into about this much; 0 never cuts."
+    )
+    group_seconds: float = Field(
+        30.0, ge=0, le=3600, description="Hand out short files in groups of about this much footage."
+    )
+    attempts: int = Field(3, ge=1, le=20, description="Tries before a file is quarantined.")
+    backoff: float = Field(2.0, ge=0, le=3600, description="Seconds before the second try; doubled for each further.")
+    verify: bool = Field(True, description="Compare each result with its source, as `streamdeblur verify` does.")
+    resume: bool = Field(True, description="Skip what is done and valid; --no-resume does everything anew.")
+    overwrite: bool = Field(False, description="Replace files in DEST that no batch job wrote.")
+    thumbnails: int = Field(100, ge=0, le=5000, description="Files with pictures, before and after, in the report.")
+    scratch: str | None = Field(
+        None, description="Folder for work in progress on each node. Default: the system's own."
+    )
+    reserve_gb: float = Field(1.0, ge=0, description="Pause while less than this many GB are free in DEST.")
+
+    conflicts: ClassVar[tuple[Conflict, ...]] = ProcessOptions.conflicts
+
+
+_SHARED = tuple(name for name in ProcessOptions.model_fields if name in BatchOptions.model_fields and name not in _OWN)
+
+
+def file_options(options: BatchOptions, changes: Mapping[str, Any], origin: str = "") -> ProcessOptions:
+    """Options of the main job for one file. changes: its own, over those of the job. Raises ConfigError."""
+    if changes:
+        parse(_FileChanges, changes, origin)
+    values: dict[str, Any] = {name: getattr(options, name) for name in _SHARED}
+    values.update({k: v for k, v in changes.items() if k in PER_FILE})
+    if changes:
+        return parse(ProcessOptions, {**values, "overwrite": True}, origin)
+    return ProcessOptions(**values, overwrite=True)
+
+
+class _FileChanges(StrictModel):
+    """Options of a single file, in a manifest. ``output``: where it goes, from DEST on."""
+
+    output: str | None = None
+    model: Any = None
+    weights: Any = None
+    precision: Any = None
+    tiling: Any = None
+    encoder: Any = None
+    crf: Any = None
+    preset: Any = None
+    lossless: Any = None
+    stream: Any = None
+    start: Any = None
+    duration: Any = None
+    interlaced: Any = None
+    deinterlace: Any = None
+    hardware: Any = None
+    on_error: Any = None
+
+
+assert {*_FileChanges.model_fields} == {"output", *PER_FILE}

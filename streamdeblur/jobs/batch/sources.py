@@ -1,0 +1,260 @@
+"""What a batch works on: files, folders, globs, URLs and manifests, each file once, with its name in DEST.
+
+A manifest is a text file of one source a line (``.txt``, ``.list``), CSV with a column ``source`` and one for each
+option of a file, or JSON lines of objects with the same keys (``.jsonl``, ``.ndjson``). Relative names in it count
+from where it lies. ``output`` names the result, from DEST on.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from streamdeblur.config import ProcessOptions
+from streamdeblur.errors import ConfigError, UsageError
+from streamdeblur.jobs.batch.options import BatchOptions, file_options
+from streamdeblur.jobs.batch.place import file_system, is_url, join
+from streamdeblur.video.writer import muxer_for
+
+#: What is footage in a folder, by its ending; a file that is named is taken whatever it ends in.
+ENDINGS = frozenset(
+    (
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".vob", ".wmv"),
+        *(".asf", ".flv", ".f4v", ".3gp", ".3g2", ".mxf", ".nut", ".ogv", ".y4m", ".dv", ".h264", ".h265", ".hevc"),
+    )
+)
+MANIFESTS = (".txt", ".list", ".csv", ".jsonl", ".ndjson")
+#: Where a job keeps its own things in DEST.
+STATE = ".streamdeblur"
+_KEPT = (".mp4", ".mov", ".mkv")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """name: absolute path or URL. output: its name in DEST. options: of this file. id: stable over runs."""
+
+    name: str
+    output: str
+    options: ProcessOptions
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return hashlib.blake2b(f"{self.name}\0{self.output}".encode(), digest_size=8).hexdigest()
+
+
+@dataclass(slots=True)
+class _Named:
+    name: str
+    relative: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+
+def gather_sources(words: Iterable[str], dest: str, options: BatchOptions) -> list[Source]:
+    """Every file that the words stand for, once, in order of naming and, within a folder, of name.
+
+    Raises UsageError for a word that stands for nothing, ConfigError for a manifest that is none, and for two files
+    that want one name in DEST by their manifest.
+    """
+    found: list[_Named] = []
+    seen: dict[str, _Named] = {}
+    for word in words:
+        before = len(found)
+        for item in _expand(word, dest):
+            known = seen.get(item.name)
+            if known is not None and known.changes.get("output") == item.changes.get("output"):
+                known.changes.update(item.changes)
+                known.origin = item.origin or known.origin
+                continue
+            seen[item.name] = item
+            found.append(item)
+        if len(found) == before and next(_expand(word, dest), None) is None:
+            raise UsageError(f"{word} holds no footage", f"looked for {', '.join(sorted(ENDINGS))}")
+    if not found:
+        raise UsageError("no source is given", "name files, folders, globs or a manifest")
+    return list(_placed(found, options))
+
+
+def _placed(found: list[_Named], options: BatchOptions) -> Iterator[Source]:
+    wanted = [_output(item) for item in found]
+    count: dict[str, int] = {}
+    for name in wanted:
+        count[name] = count.get(name, 0) + 1
+    taken: dict[str, str] = {}
+    for item, name in zip(found, wanted, strict=True):
+        if count[name] > 1 and "output" not in item.changes:
+            # a.avi and a.mkv of one folder; then equal names of several folders
+            name = _output(item, whole_name=True)
+            if name in taken:
+                mark = hashlib.blake2b(item.name.encode(), digest_size=4).hexdigest()
+                head, dot, ending = name.rpartition(".")
+                name = f"{head}.{mark}{dot}{ending}"
+        if name in taken:
+            raise UsageError(f"{item.name} and {taken[name]} would both become {name}", "give one another output")
+        taken[name] = item.name
+        muxer_for(name)
+        own = file_options(options, item.changes, item.origin) if item.changes else file_options(options, {})
+        yield Source(item.name, name, own, item.changes)
+
+
+def _output(item: _Named, *, whole_name: bool = False) -> str:
+    given = item.changes.get("output")
+    if given is not None:
+        path = PurePosixPath(str(given))
+        if path.is_absolute() or ".." in path.parts or not path.parts or path.parts[0] == STATE:
+            raise ConfigError(f"output {given!r} in {item.origin} leads out of DEST", "name a file from DEST on")
+        return str(path)
+    relative = PurePosixPath(item.relative)
+    ending = relative.suffix if relative.suffix.lower() in _KEPT else ".mkv"
+    stem = relative.name if whole_name and ending != relative.suffix else relative.stem
+    return str(relative.with_name(f"{stem}{ending}"))
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _expand(word: str, dest: str) -> Iterator[_Named]:
+    ending = PurePosixPath(word).suffix.lower()
+    if ending in MANIFESTS and not glob.has_magic(word) and (is_url(word) or os.path.isfile(word)):
+        yield from _manifest(word, dest)
+    elif is_url(word):
+        yield from _remote(word)
+    elif os.path.isdir(word):
+        yield from _folder(os.path.abspath(word), dest)
+    elif os.path.exists(word) or not glob.has_magic(word):
+        yield _Named(os.path.abspath(word), os.path.basename(word))  # a missing file is one that fails, in the report
+    else:
+        names = sorted(n for n in glob.glob(word, recursive=True) if not _is_ours(os.path.abspath(n), dest))
+        if not names:
+            raise UsageError(f"{word} matches nothing", "check the pattern, or quote it against the shell")
+        root = os.path.abspath(os.path.dirname(word[: next(i for i, c in enumerate(word) if c in "*?[")]))
+        for name in names:
+            full = os.path.abspath(name)
+            if os.path.isdir(full):
+                for item in _folder(full, dest):
+                    yield _Named(item.name, os.path.relpath(item.name, root))
+            else:
+                yield _Named(full, os.path.relpath(full, root))
+
+
+def _folder(root: str, dest: str) -> Iterator[_Named]:
+    for folder, inner, files in os.walk(root, followlinks=True):
+        inner[:] = sorted(d for d in inner if not d.startswith(".") and not _is_ours(os.path.join(folder, d), dest))
+        for name in sorted(files):
+            full = os.path.join(folder, name)
+            if Path(name).suffix.lower() in ENDINGS and not name.startswith("."):
+                yield _Named(full, os.path.relpath(full, root))
+
+
+def _is_ours(path: str, dest: str) -> bool:
+    if is_url(dest):
+        return False
+    mine = os.path.abspath(dest)
+    return path == mine or path.startswith(mine + os.sep)
+
+
+def _remote(url: str) -> Iterator[_Named]:
+    if url.startswith(("http://", "https://")) and not glob.has_magic(url):
+        yield _Named(url, posixpath.basename(url.split("?", 1)[0]) or "video.mp4")
+        return
+    fs, path = file_system(url)
+    protocol = url.split("://", 1)[0]
+    try:
+        if glob.has_magic(path):
+            names, root = sorted(fs.glob(path)), path[: next(i for i, c in enumerate(path) if c in "*?[")]
+            root = root.rpartition("/")[0]
+        elif fs.isdir(path):
+            names = sorted(n for n in fs.find(path) if PurePosixPath(n).suffix.lower() in ENDINGS)
+            root = path.rstrip("/")
+        else:
+            names, root = [path], posixpath.dirname(path)
+    except Exception as e:
+        raise UsageError(
+            f"{url} can't be listed: {' '.join(str(e).split())[:200]}", "check the URL and its access"
+        ) from e
+    for name in names:
+        if f"/{STATE}/" not in name:
+            full = url if name == path else f"{protocol}://{name}"
+            yield _Named(full, posixpath.relpath(name, root) if root else name)
+
+
+# --- manifests -------------------------------------------------------------------------------------------------------
+
+
+def _manifest(word: str, dest: str) -> Iterator[_Named]:
+    ending = PurePosixPath(word).suffix.lower()
+    try:
+        if is_url(word):
+            fs, path = file_system(word)
+            text = fs.cat_file(path).decode("utf-8-sig")
+        else:
+            text = Path(word).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"manifest {word} is not UTF-8 text") from e
+    except OSError as e:
+        raise ConfigError(f"manifest {word} can't be read: {e.strerror}") from e
+    rows = _csv(word, text) if ending == ".csv" else _text(text) if ending in (".txt", ".list") else _json(word, text)
+    base = posixpath.dirname(word) if is_url(word) else os.path.dirname(os.path.abspath(word))
+    for number, row in rows:
+        origin = f"line {number} of {word}"
+        source = row.pop("source", None)
+        if not isinstance(source, str) or not source.strip():
+            raise ConfigError(f"{origin} names no source", 'each line needs one, as {"source": "a.mp4"}')
+        source = source.strip()
+        full = source
+        if not is_url(source) and not os.path.isabs(source):
+            full = join(base, source)
+        changes = {k.strip().replace("-", "_"): v for k, v in row.items() if v is not None and v != ""}
+        found = list(_expand(full, dest))
+        if "output" in changes and len(found) != 1:
+            raise ConfigError(f"output in {origin} fits one file, and {source} is {len(found)}", "leave it out")
+        for item in found:
+            relative = item.relative
+            if not is_url(full) and not os.path.isdir(full) and not os.path.isabs(source):
+                relative = os.path.normpath(source) if ".." not in Path(source).parts else relative
+            if glob.has_magic(source):
+                relative = item.relative
+            yield _Named(item.name, relative, dict(changes), origin)
+
+
+def _text(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield number, {"source": line.strip()}
+
+
+def _csv(word: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if not reader.fieldnames or "source" not in [str(n).strip() for n in reader.fieldnames]:
+        raise ConfigError(f"{word} has no column source", "its first line names the columns: source,output,crf,...")
+    reader.fieldnames = [str(n).strip() for n in reader.fieldnames]
+    for row in reader:
+        if None in row:
+            raise ConfigError(f"line {reader.line_num} of {word} has more values than there are columns")
+        yield reader.line_num, {k: v for k, v in row.items() if v is not None and v != ""}
+
+
+def _json(word: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise ConfigError(f"line {number} of {word} is not JSON: {e.msg}") from e
+        if not isinstance(row, dict):
+            raise ConfigError(f"line {number} of {word} is not an object", 'write {"source": "a.mp4"}')
+        yield number, row
+
+
+__all__ = ["ENDINGS", "MANIFESTS", "STATE", "Source", "gather_sources"]

@@ -1,0 +1,107 @@
+"""What travels between the driver and the nodes: descriptions of work and what became of it. Never a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from streamdeblur.config import ProcessOptions
+from streamdeblur.jobs.batch.plan import Plan
+from streamdeblur.restore import Restorer, Tiling
+
+Kind = Literal["probe", "files", "segment", "join"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One file. print: hash of all that its result depends on. preset, device: of the encoder and of the network,
+    as the segments have it."""
+
+    id: str
+    source: str
+    output: str
+    options: ProcessOptions
+    print: str
+    plan: Plan | None = None
+    tiling: Tiling | None = None
+    preset: str = ""
+    device: str = ""
+    thumbnails: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What an actor does in one call. segment: its number, for that kind."""
+
+    kind: Kind
+    items: tuple[Item, ...]
+    segment: int = -1
+
+    @property
+    def name(self) -> str:
+        first = self.items[0].source
+        if self.kind == "segment":
+            return f"segment {self.segment} of {first}"
+        more = f" and {len(self.items) - 1} more" if len(self.items) > 1 else ""
+        return f"{first}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """kind: "file" is certain to happen again; "retry" may pass; "disk" waits for room; "uncuttable" goes whole;
+    "superseded" means that another driver has taken the job over."""
+
+    id: str
+    kind: Literal["file", "retry", "disk", "uncuttable", "superseded"]
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    id: str
+    plan: Plan
+    tiling: Tiling | None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentDone:
+    id: str
+    number: int
+    frames: int
+    counts: Mapping[str, int]
+    seconds: float
+    preset: str
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """size, tag: of the result, as ``place.stat`` tells. summary: JSON values, see ``node``."""
+
+    id: str
+    size: int
+    tag: str
+    summary: Mapping[str, Any]
+
+
+Outcome = Failure | Probed | SegmentDone | Done
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What every actor must know of the job. token: of this driver. threads: of the network, per actor.
+
+    weights: for each name in the options what the actor reads instead: (hash, ending); the bytes come beside it.
+    build: see ``run_batch``.
+    """
+
+    dest: str
+    token: str
+    scratch: str | None
+    segment_seconds: float
+    verify: bool
+    threads: int | None
+    weights: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    build: Callable[[ProcessOptions], Restorer] | None = None
