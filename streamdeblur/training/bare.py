@@ -7,9 +7,10 @@ validation sets must be shards (``streamdeblur prepare``), their paths relative 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
+import contextlib
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,21 +19,18 @@ import torch
 from streamdeblur.errors import StreamdeblurError
 from streamdeblur.restore.engine import resolve_device
 from streamdeblur.training.batches import ShardBatches
+from streamdeblur.training.monitor import JsonLog
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.shards import Shard
 from streamdeblur.training.state import make_folder
-from streamdeblur.training.trainer import Progress, Trainer
+from streamdeblur.training.trainer import Observer, Progress, Trainer
 from streamdeblur.training.validation import Scores
 
 log = logging.getLogger("streamdeblur.training.bare")
 
 
-class _Log:
-    """Lines on stderr, and JSON lines in the run's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        make_folder(folder)
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+class _Lines:
+    """What happens, as lines on stderr."""
 
     def on_progress(self, progress: Progress) -> None:
         p = progress
@@ -40,15 +38,12 @@ class _Log:
             "step %d/%d loss %.5f rate %.2e norm %.2f %.1f images/s waiting %.0f %% %.0f s",
             *(p.step, p.steps, p.loss, p.rate, p.norm, p.images_per_second, 100 * p.waiting, p.seconds),
         )
-        self._file.write(json.dumps(dataclasses.asdict(p)) + "\n")
 
     def on_validation(self, step: int, scores: Scores) -> None:
-        values = {k: round(v, 3) for k, v in scores.as_dict().items()}
-        log.info("validation at step %d: %s", step, values)
-        self._file.write(json.dumps({"step": step, "validation": values}) + "\n")
+        log.info("validation at step %d: %s", step, {k: round(v, 3) for k, v in scores.as_dict().items()})
 
     def close(self) -> None:
-        self._file.close()
+        pass
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,23 +55,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-minutes", type=float, default=None)
     given = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        log.error("error: this trains in one process; several take streamdeblur train under torchrun")
+        return 2
     try:
         recipe = Recipe.from_json(given.recipe.read_text(encoding="utf-8"))
         device = resolve_device(given.device)
         batches = ShardBatches(recipe.data, seed=recipe.seed, device=device)
         sets = [(s.name, Shard(s.path).pairs) for s in recipe.validation.sets]
-        observer = _Log(given.output)
-        trainer = Trainer(recipe, given.output, batches, validation=sets, observers=[observer], device=device)
-        outcome = trainer.train(given.max_minutes)
-        batches.close()
-        observer.close()
+        make_folder(given.output)
+        with contextlib.closing(batches), contextlib.closing(JsonLog(given.output)) as kept:
+            observers: list[Observer] = [_Lines(), kept]
+            trainer = Trainer(recipe, given.output, batches, validation=sets, observers=observers, device=device)
+            outcome = trainer.train(given.max_minutes)
     except (StreamdeblurError, OSError, ValueError, KeyError, TypeError) as e:
         log.error("error: %s", e)
         return getattr(e, "exit_code", 1)
     if device.type == "cuda":
         log.info("largest memory %.1f GiB", torch.cuda.max_memory_allocated(device) / 2**30)
     log.info("stopped at step %d%s", outcome.step, f": {outcome.stopped}" if outcome.stopped else "")
-    return 0
+    return 128 + int(signal.Signals[outcome.stopped]) if outcome.stopped.startswith("SIG") else 0
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ class ShardBatches:
     ) -> None:
         self._data, self._seed, self._rank, self._world = data, seed, rank, world
         self._device = device or torch.device("cpu")
+        if not data.shards:
+            raise UsageError("the recipe has sources and no shards", "make shards with prepare and name them")
         self._files = find_shards(data.shards)
         self._counts = count_pairs(self._files)
         height, width = Shard(self._files[0]).pair(0)[0].shape[:2]

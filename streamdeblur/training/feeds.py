@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from streamdeblur.errors import StreamdeblurError
 from streamdeblur.training.batches import Batches, ShardBatches, generator
 from streamdeblur.training.codec import Picture
 from streamdeblur.training.pairs import find_pairs, read_pair
@@ -45,12 +47,15 @@ class Mixture:
         return source.name, *source.sample(rng, self._size)
 
 
-class _Samples(torch.utils.data.Dataset[Tensor]):
+class _Samples(torch.utils.data.Dataset[Tensor | StreamdeblurError]):
     def __init__(self, mixture: Mixture) -> None:
         self._mixture = mixture
 
-    def __getitem__(self, index: int) -> Tensor:
-        _, blur, sharp = self._mixture.sample(index)
+    def __getitem__(self, index: int) -> Tensor | StreamdeblurError:
+        try:
+            _, blur, sharp = self._mixture.sample(index)
+        except StreamdeblurError as e:  # to be raised where it is one line, not as a traceback of a worker's
+            return e
         return torch.from_numpy(np.stack((blur, sharp))).permute(0, 3, 1, 2)
 
 
@@ -60,7 +65,6 @@ class SampledBatches:
     def __init__(self, data: Data, *, seed: int, rank: int = 0, world: int = 1) -> None:
         self._data, self._rank, self._world = data, rank, world
         self._mixture = Mixture(data.sources, data.crop, seed)
-        self._iterators: list[Any] = []
 
     @property
     def samples(self) -> int:
@@ -73,26 +77,38 @@ class SampledBatches:
             range(s * share + self._rank * self._data.batch, s * share + (self._rank + 1) * self._data.batch)
             for s in itertools.count(step)
         )
-        loader: torch.utils.data.DataLoader[Tensor] = torch.utils.data.DataLoader(
+        loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
             _Samples(self._mixture),
             batch_size=self._data.batch,
             sampler=order,
             num_workers=self._data.workers,
             prefetch_factor=4 if self._data.workers else None,
             worker_init_fn=one_thread,
+            collate_fn=_stack,
             # Of its own, or the loader would draw from the global one, on which dropout runs.
             generator=torch.Generator(),
         )
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, StreamdeblurError):
+                raise batch
+            yield batch
 
     def close(self) -> None:
         pass
 
 
+def _stack(items: Sequence[Tensor | StreamdeblurError]) -> Tensor | StreamdeblurError:
+    crops = [item for item in items if isinstance(item, Tensor)]
+    failed = [item for item in items if isinstance(item, StreamdeblurError)]
+    return failed[0] if failed else torch.stack(crops)
+
+
 def one_thread(worker: int) -> None:
-    """Keep a loader's process to one core."""
+    """Keep a loader's process to one core, and let signals to the group be the main process's business."""
     import cv2
 
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
@@ -106,12 +122,12 @@ def open_batches(recipe: Recipe, *, rank: int = 0, world: int = 1, device: torch
 
 def open_validation(recipe: Recipe) -> list[tuple[str, Pairs]]:
     """The validation sets of a recipe: shards of whole images, or folders of pairs. Missing data is found here."""
-    return [(s.name, _pairs(Path(s.path), s.limit)) for s in recipe.validation.sets]
+    return [(s.name, _pairs(Path(s.path), s.limit, s.layout)) for s in recipe.validation.sets]
 
 
-def _pairs(path: Path, limit: int) -> Pairs:
+def _pairs(path: Path, limit: int, layout: str) -> Pairs:
     if path.suffix == SUFFIX:
         shard = Shard(path)
         return lambda: itertools.islice(shard.pairs(), limit or None)
-    found = find_pairs(path, split="test")[: limit or None]
+    found = find_pairs(path, layout, split="test")[: limit or None]
     return lambda: ((p.name, *read_pair(p)) for p in found)

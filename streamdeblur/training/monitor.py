@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from streamdeblur.errors import OutputError
 from streamdeblur.training.state import make_folder
 from streamdeblur.training.trainer import Progress
 from streamdeblur.training.validation import Scores
@@ -20,7 +21,10 @@ class JsonLog:
 
     def __init__(self, folder: Path) -> None:
         make_folder(folder)
-        self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        try:
+            self._file = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        except OSError as e:
+            raise OutputError(f"can't write in the folder of the run {folder}: {e.strerror}", "name another") from e
 
     def on_progress(self, progress: Progress) -> None:
         p = progress

@@ -51,8 +51,8 @@ def prepare_crops(
 
     Raises OutputError if shards lie there already and ``overwrite`` is not set.
     """
+    mixture = Mixture(recipe.sources, recipe.size, recipe.seed)  # finds what is missing before anything is removed
     _clear(folder, overwrite)
-    mixture = Mixture(recipe.sources, recipe.size, recipe.seed)
     loader = torch.utils.data.DataLoader(
         _Crops(mixture, recipe.count),
         batch_size=None,
@@ -93,7 +93,7 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _clear(folder: Path, overwrite: bool) -> None:
-    there = sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+    there = sorted(folder.glob(f"crops-*{SUFFIX}")) if folder.is_dir() else []
     if there and not overwrite:
         raise OutputError(f"{folder} holds {len(there)} shards", "--overwrite replaces them")
     for path in there:

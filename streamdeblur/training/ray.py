@@ -29,7 +29,7 @@ from streamdeblur.runtime.pool import one_line
 from streamdeblur.runtime.ray_pool import check_address, signal_handlers_kept
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.run import run_training
-from streamdeblur.training.trainer import Observer, Outcome, Progress
+from streamdeblur.training.trainer import HURRY_AFTER, Observer, Outcome, Progress
 from streamdeblur.training.validation import Scores
 
 log = logging.getLogger(__name__)
@@ -202,16 +202,18 @@ class _Mailbox:
 
 @contextmanager
 def _signals_to(mailbox: Any) -> Iterator[None]:
-    """SIGTERM and SIGINT become a wish in the mailbox; a second one ends the driver at once."""
+    """SIGTERM and SIGINT become a wish in the mailbox; a later Ctrl-C ends the driver at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked: list[int] = []
+    asked: list[float] = []  # the first signal and when it came
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
+            if number == signal.SIGINT and time.monotonic() - asked[1] > HURRY_AFTER:
+                raise KeyboardInterrupt
+            return
+        asked.extend((number, time.monotonic()))
         # From a thread: the handler may have interrupted a call into Ray that holds its locks.
         threading.Thread(target=mailbox.stop.remote, args=(number,), daemon=True).start()
 

@@ -131,11 +131,18 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSet:
-    """Pairs that pick the best checkpoint: a folder of pairs or a shard of whole images. limit: at most so many."""
+    """Pairs that pick the best checkpoint: a folder of pairs (test split) or a shard of whole images.
+
+    limit: the first so many, 0 for all. layout: of the folder, as of the sources (``pairs.LAYOUTS``).
+    """
 
     name: str
     path: str
     limit: int = 0
+    layout: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check(self.limit >= 0, f"limit {self.limit} is below 0")
 
 
 @dataclass(frozen=True, kw_only=True)

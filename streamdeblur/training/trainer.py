@@ -8,6 +8,7 @@ steps straight and N/2 steps twice give the same weights, to the bit on the CPU 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import signal
@@ -41,6 +42,9 @@ from streamdeblur.training.validation import Pairs, Scores, validate
 
 log = logging.getLogger(__name__)
 
+#: Seconds after the first signal from which Ctrl-C stops without saving.
+HURRY_AFTER = 2.0
+
 #: Keys of a recipe that don't shape the weights; changes of the others go into the checkpoint's history.
 _NO_HISTORY = (
     "steps",
@@ -49,8 +53,6 @@ _NO_HISTORY = (
     "state",
     "log_every",
     "data.workers",
-    "data.memory_gb",
-    "compile",
 )
 
 #: Stream of random numbers of dropout (``batches`` and ``feeds`` have others).
@@ -183,6 +185,7 @@ class _Stop:
         self._asked = asked
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._signal = 0
+        self._since = 0.0
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> _Stop:
@@ -196,9 +199,12 @@ class _Stop:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:  # asked twice: now
+        # Only a second Ctrl-C, and not one that came along with the first (a terminal and a launcher both send it), may
+        # cost the state; SIGTERM often comes twice, from a supervisor and to the process group.
+        if self._signal and number == signal.SIGINT and time.monotonic() - self._since > HURRY_AFTER:
             raise KeyboardInterrupt
-        self._signal = number
+        if not self._signal:
+            self._signal, self._since = number, time.monotonic()
 
     @property
     def signalled(self) -> bool:
@@ -245,7 +251,9 @@ class Trainer:
         self.folder = folder
         self._batches, self._validation = batches, validation
         self._observers = observers if self.world.main else ()
-        net = initial_network(recipe)
+        # A run that goes on brings its own weights; the checkpoint that it began from may be gone.
+        begun = has_state(folder / "last")
+        net = initial_network(dataclasses.replace(recipe, start="") if begun else recipe)
         self._dtype = resolve_precision(recipe.precision, device, net)
         self.net = net.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.averaged = Averaged(self.net, recipe.optimizer.ema)
@@ -428,7 +436,15 @@ class Trainer:
                 self.save()
             while self.step < r.steps:
                 waited = time.monotonic()
-                blur, sharp = next(feed)
+                try:
+                    blur, sharp = next(feed)
+                except RuntimeError:
+                    stopped = stop.reason(world) if world.size == 1 else ""
+                    if not stopped:
+                        raise
+                    self._check(pending)  # whoever stopped us stopped the processes that make crops, too
+                    self.save()
+                    break
                 meter.waited += time.monotonic() - waited
                 loss, parts, norm = self.train_step(blur, sharp)
                 # The loss of the step before is looked at while the device works on this one.

@@ -17,8 +17,9 @@ from streamdeblur.training.codec import Picture
 #: (name, blurred, sharp) of every pair of a set, RGB uint8 (H, W, 3).
 Pairs = Callable[[], Iterator[tuple[str, Picture, Picture]]]
 
-#: dB: what weights must gain on one set, and what no image may lose, before they stop calling themselves a preview.
-LEAST_GAIN, WORST_LOSS = 0.5, 0.3
+#: dB: what weights must gain on the first set, what no image may lose, and what sharp images must keep, before the
+#: weights stop calling themselves a preview.
+LEAST_GAIN, WORST_LOSS, LEAST_SHARP = 0.5, 0.3, 38.0
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,15 @@ class Scores:
     def shortfall(self) -> str:
         """Why weights with these scores are no more than a preview; "" when they are good enough to rely on.
 
-        Asked for: no set loses on the mean, one gains half a dB or more, and no image loses more than 0.3 dB.
+        Asked for: the first set gains half a dB or more, none loses on the mean, no image loses more than 0.3 dB, and
+        sharp images keep 38 dB.
         """
         losing = [f"{s.name} loses {-s.gain:.2f} dB" for s in self.sets if s.gain < 0]
         harmed = [f"an image of {s.name} loses {-s.worst_gain:.2f} dB" for s in self.sets if s.worst_gain < -WORST_LOSS]
-        best = max(s.gain for s in self.sets)
-        little = [f"the best gain is {best:.2f} dB"] if best < LEAST_GAIN else []
+        first = self.sets[0]
+        little = [f"{first.name} gains {first.gain:.2f} dB"] if 0 <= first.gain < LEAST_GAIN else []
+        if self.sharp is not None and self.sharp < LEAST_SHARP:
+            harmed.append(f"sharp images keep {self.sharp:.1f} dB")
         return ", ".join(losing + harmed + little)
 
     def as_dict(self) -> dict[str, float]:

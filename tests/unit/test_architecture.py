@@ -47,6 +47,7 @@ PORTABLE = (
             "batches",
             "codec",
             "losses",
+            "monitor",
             "optimizers",
             "recipe",
             "schedule",
