@@ -167,6 +167,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(place: Path) -> None:
         assert process.poll() is None, process.stderr
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)  # supervisors signal the process and its group
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
     assert "stopped (SIGTERM); the same command goes on" in errors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -119,6 +120,70 @@ def test_reds_in_clips(tmp_path: Path) -> None:
         both(tmp_path / part, f"{clip}/00000000.png", value, blur=f"{part}_blur", sharp=f"{part}_sharp")
     assert names(find_pairs(tmp_path)) == ["000/00000000", "001/00000000"]
     assert reds(find_pairs(tmp_path, layout="reds", split="test")[0]) == (3, 103)
+
+
+@pytest.mark.parametrize("layout", ["auto", "plain", "gopro", "gopro_gamma"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(("there", "asked"), [("train", "test"), ("test", "train"), ("val", "train")])
+def test_a_missing_split_is_never_the_other_one(
+    tmp_path: Path, layout: str, nested: bool, there: str, asked: Literal["train", "test"]
+) -> None:
+    folder = tmp_path / there / "SEQ" if nested else tmp_path / there
+    both(folder, "a.png")
+    put(folder / "blur_gamma" / "a.png")
+    with pytest.raises(InputError, match=f"has no {asked} split, only {there};"):
+        find_pairs(tmp_path, layout=layout, split=asked)
+
+
+def test_val_is_the_test_split_of_a_set_without_one(tmp_path: Path) -> None:
+    both(tmp_path / "train", "a.png")
+    both(tmp_path / "val", "b.png")
+    assert names(find_pairs(tmp_path, split="test")) == ["b"]
+    both(tmp_path / "test", "c.png")
+    assert names(find_pairs(tmp_path, split="test")) == ["c"]
+
+
+def test_folders_of_splits_are_no_sequences(tmp_path: Path) -> None:
+    both(tmp_path / "SEQ", "1.png")
+    both(tmp_path / "val", "2.png")
+    assert names(find_pairs(tmp_path)) == ["SEQ/1"]
+    assert names(find_pairs(tmp_path, layout="gopro")) == ["SEQ/1"]
+
+
+@pytest.mark.parametrize("foreign", [".thumbnails", "@eaDir", "__MACOSX"])
+def test_folders_of_file_managers_are_no_sequences(tmp_path: Path, foreign: str) -> None:
+    both(tmp_path / "train" / "SEQ", "1.png")
+    (tmp_path / "train" / foreign / "sharp").mkdir(parents=True)
+    assert names(find_pairs(tmp_path)) == ["SEQ/1"]
+    both(tmp_path / "r", "000/1.png", blur="train_blur", sharp="train_sharp")
+    (tmp_path / "r" / "train_blur" / foreign).mkdir()
+    assert names(find_pairs(tmp_path / "r")) == ["000/1"]
+
+
+@pytest.mark.parametrize("layout", ["auto", "reds"])
+def test_reds_with_its_parts_side_by_side(tmp_path: Path, layout: str) -> None:
+    both(tmp_path, "000/1.png", 1, blur="train_blur", sharp="train_sharp")
+    assert names(find_pairs(tmp_path, layout=layout, split="test")) == ["000/1"]  # the root is that part
+    both(tmp_path, "020/1.png", 3, blur="val_blur", sharp="val_sharp")
+    assert reds(find_pairs(tmp_path, layout=layout)[0]) == (1, 101)
+    assert reds(find_pairs(tmp_path, layout=layout, split="test")[0]) == (3, 103)
+
+
+@pytest.mark.parametrize("layout", ["auto", "reds"])
+def test_reds_without_a_split(tmp_path: Path, layout: str) -> None:
+    both(tmp_path / "in" / "train", "000/1.png", blur="train_blur", sharp="train_sharp")
+    with pytest.raises(InputError, match="has no test split, only train;"):
+        find_pairs(tmp_path / "in", layout=layout, split="test")
+    both(tmp_path / "beside", "000/1.png", blur="train_blur", sharp="train_sharp")
+    (tmp_path / "beside" / "test_blur").mkdir()
+    with pytest.raises(InputError, match="has no test split, only train, test;"):
+        find_pairs(tmp_path / "beside", layout=layout, split="test")
+
+
+def test_realblur_with_the_list_of_one_split(tmp_path: Path) -> None:
+    (tmp_path / "RealBlur_J_train_list.txt").write_text("a b\n")
+    with pytest.raises(UnreadableInput, match="RealBlur_J_test_list"):
+        find_pairs(tmp_path, split="test")
 
 
 def test_a_picture_without_its_partner_is_named(tmp_path: Path) -> None:
