@@ -5,7 +5,7 @@
     realblur_j    ROOT/RealBlur_J_train|test_list.txt, a line each: sharp, blurred, relative to ROOT; realblur_r alike
     reds          ROOT/train|val/train|val_blur|sharp/CLIP/NAME
 
-``auto`` recognises them by what is there.
+``auto`` recognises them by what is there. Where a set has no ``test`` folder, ``val`` is its test split.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from streamdeblur.errors import InputError, UnreadableInput, UsageError
 Split = Literal["train", "test"]
 LAYOUTS = ("auto", "plain", "gopro", "gopro_gamma", "realblur_j", "realblur_r", "hide", "reds")
 
+_PARTS = ("train", "test", "val")
+_SIDES = ("blur", "blur_gamma", "sharp")
+_FOREIGN = (".", "@", "__MACOSX")
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 
 
@@ -42,8 +45,9 @@ def find_pairs(root: str | Path, layout: str = "auto", split: Split = "train") -
     """The pairs of ``split`` below ``root``, by name.
 
     layout: one of ``LAYOUTS``. Sets that have one split only (``blur/`` and ``sharp/`` right in ``root``) give it for
-    both. Raises UsageError for an unknown layout or split, UnreadableInput for a folder that isn't there, InputError
-    for a picture without its partner, sizes that differ (as the headers of PNG and JPEG say), or no pair at all.
+    both; one that has the other split only gives nothing. Raises UsageError for an unknown layout or split,
+    UnreadableInput for a folder that isn't there, InputError for a missing split, a picture without its partner, sizes
+    that differ (as the headers of PNG and JPEG say), or no pair at all.
     """
     base = Path(root)
     if layout not in LAYOUTS:
@@ -105,54 +109,96 @@ def _by(size: object) -> str:
 
 
 def _recognise(root: Path, split: Split) -> str:
-    for letter in "JR":
-        if (root / f"RealBlur_{letter}_{split}_list.txt").is_file():
-            return f"realblur_{letter.lower()}"
-    if any((root / part / f"{part}_sharp").is_dir() for part in ("train", "val")) or _reds_folders(root):
+    for part in (split, "test" if split == "train" else "train"):  # a list of the other split still tells the layout
+        for letter in "JR":
+            if (root / f"RealBlur_{letter}_{part}_list.txt").is_file():
+                return f"realblur_{letter.lower()}"
+    if any(_reds_part(root, part) for part in ("train", "val")):
         return "reds"
-    if (root / "blur").is_dir() or (root / split / "blur").is_dir():
+    base = _split_folder(root, split)
+    if (base / "blur").is_dir():
         return "plain"
-    inside = root / split if (root / split).is_dir() else root
-    sequences = [p for p in inside.iterdir() if p.is_dir() and (p / "sharp").is_dir()]
+    sequences = [p for p in _folders(base) if (p / "sharp").is_dir()]
     if sequences:
         return "gopro" if any((p / "blur").is_dir() for p in sequences) else "gopro_gamma"
-    if (root / "sharp").is_dir() or (root / split / "sharp").is_dir():
+    if (base / "sharp").is_dir():
         return "plain"  # so that the message names the folder that is missing
     raise InputError(f"{root} has no known layout of pairs", "it needs blur/ and sharp/, or name the layout")
 
 
+def _split_folder(root: Path, split: Split) -> Path:
+    """Where the pairs of a split are: its own folder, or ``root`` if pairs are right there. Never the other split's."""
+    parts = [p for p in _PARTS if _holds_pairs(root / p)]
+    for part in ("train",) if split == "train" else ("test", "val"):
+        if part in parts:
+            return root / part
+    if parts and not _holds_pairs(root):
+        raise _no_split(root, split, parts)
+    return root
+
+
+def _holds_pairs(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return any((p / side).is_dir() for p in (folder, *_folders(folder)) for side in _SIDES)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Folders that can be sequences or clips: no splits, and none that file managers and archives leave behind."""
+    found = (p for p in folder.iterdir() if not p.name.startswith(_FOREIGN) and p.name not in _PARTS)
+    return sorted(p for p in found if p.is_dir())
+
+
+def _no_split(root: Path, split: Split, parts: Iterable[str]) -> InputError:
+    return InputError(f"{root} has no {split} split, only {', '.join(parts)}", "give a set that has one")
+
+
 def _plain(root: Path, split: Split) -> list[Pair]:
-    base = root / split if not (root / "blur").is_dir() and (root / split).is_dir() else root
+    base = _split_folder(root, split)
     return _match(base / "blur", base / "sharp", "")
 
 
 def _gopro(root: Path, split: Split, blur: str) -> list[Pair]:
-    base = root / split if (root / split).is_dir() else root
     found: list[Pair] = []
-    for sequence in sorted(p for p in base.iterdir() if p.is_dir()):
+    for sequence in _folders(_split_folder(root, split)):
         found += _match(sequence / blur, sequence / "sharp", f"{sequence.name}/")
     return found
 
 
-def _reds_folders(root: Path) -> tuple[Path, Path] | None:
-    for part in ("train", "val"):
-        if (root / f"{part}_sharp").is_dir():
-            return root / f"{part}_blur", root / f"{part}_sharp"
+def _reds_part(root: Path, part: str) -> tuple[Path, Path] | None:
+    """(blur, sharp) of a part in a folder of its own or right in ``root``; None where neither of the two is there."""
+    for base in (root / part, root):
+        blur, sharp = base / f"{part}_blur", base / f"{part}_sharp"
+        if blur.is_dir() or sharp.is_dir():
+            return blur, sharp
     return None
 
 
+def _reds_folders(root: Path, split: Split) -> tuple[Path, Path]:
+    """(blur, sharp) of a split; val is for tests. A root that is one part itself and nothing else gives it for both."""
+    part, other = ("train", "val") if split == "train" else ("val", "train")
+    own = _reds_part(root, part)
+    if own is not None:
+        return own
+    spare = _reds_part(root, other)
+    if spare is None:
+        raise InputError(
+            f"{root} holds no {part}_blur and {part}_sharp",
+            f"REDS keeps its {split} pairs in {part}/{part}_blur and _sharp",
+        )
+    beside = [p for p in _PARTS if any((root / n).is_dir() for n in (p, f"{p}_blur", f"{p}_sharp"))]
+    if beside != [other] or spare[0].parent != root:
+        raise _no_split(root, split, beside)
+    return spare
+
+
 def _reds(root: Path, split: Split) -> list[Pair]:
-    part = "train" if split == "train" else "val"
-    inner = root / part
-    blur, sharp = inner / f"{part}_blur", inner / f"{part}_sharp"
-    if not inner.is_dir() and (direct := _reds_folders(root)) is not None:
-        blur, sharp = direct
+    blur, sharp = _reds_folders(root, split)
     for folder in (blur, sharp):
         if not folder.is_dir():
-            raise InputError(f"{folder} is not there", f"REDS keeps its {split} pairs in {part}/{part}_blur and _sharp")
-    clips = {p.name for p in (*blur.iterdir(), *sharp.iterdir()) if p.is_dir()}
+            raise InputError(f"{folder} is not there", "REDS keeps its pairs in train/train_blur and _sharp, val alike")
     found: list[Pair] = []
-    for clip in sorted(clips):
+    for clip in sorted({p.name for p in (*_folders(blur), *_folders(sharp))}):
         found += _match(blur / clip, sharp / clip, f"{clip}/")
     return found
 

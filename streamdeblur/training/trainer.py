@@ -264,6 +264,7 @@ class Trainer:
         self._loss = DeblurLoss(recipe.loss.msfr_weight, recipe.loss.msfr)
         self.step = 0
         self.best: float | None = None
+        self._reliable = False  # whether the best is more than a preview
         self._history: list[str] = []  # what was otherwise in earlier sessions of the run
         self._validated: int | None = None  # the step of the last validation
         self._warm_from: int | None = None
@@ -286,6 +287,7 @@ class Trainer:
                 f"{self.folder} holds a run of another architecture than the recipe's", "choose another folder"
             )
         self.step, self.best, self._validated = values["step"], values["best"], values.get("validated")
+        self._reliable = bool(values.get("reliable"))
         self._history = list(values.get("history", ()))
         self._say_changes(values["recipe"])
         self.net.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
@@ -337,6 +339,7 @@ class Trainer:
         values = {
             "step": self.step,
             "best": self.best,
+            "reliable": self._reliable,
             "validated": self._validated,
             "history": self._history,
             "architecture": asdict(self.net.config),
@@ -529,8 +532,10 @@ class Trainer:
         if scores is not None or not self.world.main:
             self._validated = self.step
         if scores is not None:
-            if self.best is None or scores.score > self.best:
-                self.best = scores.score
+            reliable = not scores.shortfall
+            # Weights to rely on come before a preview, whatever its mean.
+            if self.best is None or (reliable, scores.score) > (self._reliable, self.best):
+                self.best, self._reliable = scores.score, reliable
                 self._checkpoint(self.folder / "best.safetensors", scores)
             for observer in self._observers:
                 observer.on_validation(self.step, scores)

@@ -9,9 +9,8 @@ frames only and taken from there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -26,6 +25,7 @@ Flow = npt.NDArray[np.float16]
 _STEP = 1.5  # pixels between neighbouring moments
 _MOST = 61
 _THUMB = (96, 54)
+_JUMP = 12.0  # mean difference of thumbnails below which nothing is a cut
 
 
 def luma(picture: Picture) -> Picture:
@@ -217,21 +217,36 @@ def usable_centers(measures: Sequence[FrameMeasure], sharpest: float = 0.8) -> l
     """Frames that can be the truth: sharp by comparison, and no cut before or after them.
 
     A frame counts as blurred when its sharpness is below ``sharpest`` times the 80th percentile of the ten frames
-    around it. A cut is a jump in the mean difference of thumbnails, far above what is usual beside it.
+    around it. Cuts are those of ``cuts``.
     """
-    jumps = [float(np.abs(a.thumb - b.thumb).mean()) for a, b in pairwise(measures)]
+    after = set(cuts(lambda i: measures[i].thumb, len(measures)))
     found = []
     for i in range(1, len(measures) - 1):
         near = [measures[k].sharpness for k in range(max(i - 5, 0), min(i + 6, len(measures)))]
         if measures[i].sharpness < sharpest * float(np.percentile(near, 80)):
             continue
-        if any(_is_cut(jumps, k) for k in (i - 1, i)):
+        if i - 1 in after or i in after:
             continue
         found.append(i)
     return found
 
 
-def _is_cut(jumps: Sequence[float], at: int) -> bool:
-    around = [jumps[k] for k in range(max(at - 4, 0), min(at + 5, len(jumps))) if k != at]
-    usual = float(np.median(around)) if around else 0.0
-    return jumps[at] > 12.0 and jumps[at] > 3.0 * (usual + 1.0)
+def cuts(thumb: Callable[[int], Floats], count: int, first: int = 0, last: int | None = None) -> list[int]:
+    """Frames from ``first`` until before ``last`` (by default all) of ``count`` with a cut between them and the next.
+
+    thumb: thumbnail of a frame by its index; beside those frames, asked for near great differences only. A cut is a
+    jump in the mean difference of thumbnails, far above what is usual within four frames of it.
+    """
+
+    def jump(at: int) -> float:
+        return float(np.abs(thumb(at) - thumb(at + 1)).mean())
+
+    found = []
+    for at in range(first, count - 1 if last is None else last):
+        here = jump(at)
+        if here <= _JUMP:
+            continue
+        around = [jump(k) for k in range(max(at - 4, 0), min(at + 5, count - 1)) if k != at]
+        if here > 3.0 * ((float(np.median(around)) if around else 0.0) + 1.0):
+            found.append(at)
+    return found

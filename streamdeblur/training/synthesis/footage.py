@@ -40,10 +40,15 @@ def list_pictures(path: Path) -> list[Path]:
     """The pictures in a folder and the folders inside it, by name. Raises UsageError, UnreadableInput."""
     if not path.is_dir():
         raise UnreadableInput(f"{path} is not a folder", "give a folder of pictures")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and not _foreign(p, path))
     if not found:
         raise UsageError(f"folder {path} holds no picture", f"looked for {', '.join(sorted(PICTURES))}")
     return found
+
+
+def _foreign(path: Path, root: Path) -> bool:
+    """Hidden, or of what file managers and archives leave behind."""
+    return any(part.startswith((".", "@", "__MACOSX")) for part in path.relative_to(root).parts)
 
 
 @dataclass(slots=True)
@@ -109,7 +114,7 @@ def find_sequences(path: Path, *, videos: bool) -> list[Sequence]:
     if not path.is_dir():
         raise UnreadableInput(f"{path} is not there" if not path.exists() else f"{path} is not a folder")
     found = []
-    for folder in [path, *sorted(p for p in path.rglob("*") if p.is_dir())]:
+    for folder in [path, *sorted(p for p in path.rglob("*") if p.is_dir() and not _foreign(p, path))]:
         inside = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
         frames = [p for p in inside if p.suffix.lower() in PICTURES]
         if frames:

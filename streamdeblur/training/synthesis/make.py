@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from streamdeblur.config import parse
 from streamdeblur.errors import DiskFull, InputError, OutputError, UnreadableInput, UsageError
@@ -114,15 +115,14 @@ def synthesize(
     if method == "shake" and origin.suffix.lower() in VIDEOS:
         raise UsageError(f"shake takes photographs, and {origin} is a video", "use flow or average, or give pictures")
     job = _Job(origin, method, chosen, progress or (lambda *_: None))
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    place = target.resolve()  # of a link, what it leads to is replaced
+    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         for side in ("blur", "sharp"):
             (partial / side).mkdir(parents=True)
         width, height = job.write(partial)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(partial, target)
+        _put(partial, place)
     except OSError as e:
         if e.errno == errno.ENOSPC:
             raise DiskFull(f"no space left for {target}", "free some, or write elsewhere with -o") from e
@@ -172,6 +172,23 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target} exists and is not empty", "--overwrite replaces a set of pairs")
     if not (target / "pairs.json").is_file():
         raise OutputError(f"{target} holds something else than pairs made here", "name another folder with -o")
+
+
+def _put(made: Path, place: Path) -> None:
+    """Move a complete set to its place. An earlier one is set aside for that moment, and removed when all is well."""
+    if not place.exists():
+        os.replace(made, place)
+        return
+    aside = place.with_name(f".{place.name}.old-{os.getpid()}")
+    os.replace(place, aside)
+    try:
+        os.replace(made, place)
+    except BaseException:
+        os.replace(aside, place)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():
+        log.warning("the earlier pairs can't be removed from %s; remove them", aside)
 
 
 class _Job:
@@ -304,13 +321,26 @@ class _Job:
             )
         usable = flow.usable_centers(measures)
         self.skipped = max(len(measures) - 2 - len(usable), 0)
-        centers = self._choose(usable, counts, [flow.liveliness(measures, k) for k in range(len(measures))])
+        cut = np.array(flow.cuts(lambda i: measures[i].thumb, len(measures)), np.int64)
+        centers = self._choose(usable, counts, [flow.liveliness(measures, k) for k in range(len(measures))], cut)
         yield from self._render(centers, counts, drawn)
 
-    def _choose(self, usable: list[int], counts: list[int], lively: list[float]) -> list[int]:
-        """The middle frame of every pair: usable ones, those with motion more often, again if there are too few."""
+    def _choose(
+        self, usable: list[int], counts: list[int], lively: list[float], cut: npt.NDArray[np.int64]
+    ) -> list[int]:
+        """The middle frame of every pair: usable ones, those with motion more often, again if there are too few.
+
+        No exposure goes on beyond a cut. cut: the frames right before one, in order.
+        """
         longest = max(counts)  # what fits the longest exposure fits all
-        fitting = [k for k in usable if k >= longest // 2 and k + (longest - 1) // 2 < len(lively)]
+        before, behind = longest // 2, (longest - 1) // 2
+        fitting = [
+            k
+            for k in usable
+            if k >= before
+            and k + behind < len(lively)
+            and np.searchsorted(cut, k - before) == np.searchsorted(cut, k + behind)
+        ]
         if not fitting:
             raise InputError(
                 f"{self._source} has no sharp frame that is far enough from its ends and from cuts",

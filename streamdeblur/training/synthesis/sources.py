@@ -7,9 +7,11 @@ stay behind); one source belongs to one thread.
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -26,6 +28,7 @@ from streamdeblur.training.synthesis.footage import Sequence, find_sequences, li
 from streamdeblur.training.synthesis.render import expose_footage, expose_still, scaled_region, speed_in, worth
 from streamdeblur.training.synthesis.response import (
     SHARES,
+    Floats,
     Picture,
     Response,
     draw_response,
@@ -38,6 +41,7 @@ Kind = Literal["pairs", "highspeed", "footage", "stills"]
 Crop = tuple[Picture, Picture]
 
 _TRIES = 5  # crops looked at, of which the best is taken if none is good
+_WINDOWS = 16  # exposures looked at until one has no cut in it
 _MB = 1 << 20
 
 
@@ -55,30 +59,32 @@ class CropSource(Protocol):
 class _Synthesizer(ABC):
     """What the synthesizing sources share.
 
-    responses: shares of the camera response curves. degradation: of the blurred side. identity: share of crops whose
-    blurred side is the sharp one, byte for byte. cache_mb: bound of the decoded pictures kept, in MiB.
+    responses: shares of the camera response curves. degradation: of the blurred side; of a mapping, what it doesn't
+    name stays as ``usual``. identity: share of crops whose blurred side is the sharp one, byte for byte. cache_mb:
+    bound of the decoded pictures kept, in MiB.
     """
 
     kind: ClassVar[str]
+    usual: ClassVar[Degradation] = Degradation()
 
     def __init__(
         self,
         path: Path | str,
         *,
         responses: Mapping[Response, float] = SHARES,
-        degradation: Degradation | None = None,
+        degradation: Degradation | Mapping[str, float] | None = None,
         identity: float = 0.05,
         cache_mb: int = 768,
     ) -> None:
-        if not 0 <= identity <= 1:
-            raise UsageError(f"identity {identity!r} is no share", "give a number from 0 to 1")
+        if not isinstance(responses, Mapping) or not all(_is_number(v) for v in responses.values()):
+            raise UsageError(f"responses {responses!r} are no shares", "give numbers by name, for example srgb: 1")
         draw_response(np.random.default_rng(0), responses)  # refuse bad shares now
         self.path = Path(path)
         self.name = f"{self.kind}:{self.path.name}"
         self._responses = dict(responses)
-        self._degradation = Degradation() if degradation is None else degradation
-        self._identity = identity
-        self._pictures: ArrayCache[Picture] = ArrayCache(cache_mb * _MB)
+        self._degradation = _degradation(degradation, self.usual)
+        self._identity = _share("identity", identity)
+        self._pictures: ArrayCache[Picture] = ArrayCache(_bound(cache_mb))
 
     def sample(self, rng: np.random.Generator, size: int) -> Crop:
         """(blur, sharp), both (size, size, 3) uint8 R'G'B', aligned. Raises InputError where pictures are smaller."""
@@ -96,6 +102,47 @@ class _Synthesizer(ABC):
 
     def _picture(self, path: Path) -> Picture:
         return self._pictures.get(path, lambda: read_picture(path))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _share(name: str, value: float) -> float:
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise UsageError(f"{name} {value!r} is no share", "give a number from 0 to 1")
+    return value
+
+
+def _span(name: str, value: tuple[float, float], hint: str, most: float = math.inf) -> tuple[float, float]:
+    """Two numbers, 0 <= MIN <= MAX <= ``most``; a list, as YAML has it, will do."""
+    if isinstance(value, tuple | list) and len(value) == 2 and all(_is_number(v) for v in value):
+        low, high = value
+        if 0 <= low <= high <= most:
+            return low, high
+    raise UsageError(f"{name} {value!r} is no range", hint)
+
+
+def _bound(cache_mb: int) -> int:
+    if not _is_number(cache_mb) or cache_mb < 0:
+        raise UsageError(f"cache_mb {cache_mb!r} is no size", "give a number of MiB")
+    return int(cache_mb * _MB)
+
+
+def _degradation(value: object, usual: Degradation) -> Degradation:
+    if value is None:
+        return usual
+    if isinstance(value, Degradation):
+        return value
+    known = [f.name for f in fields(Degradation)]
+    if not isinstance(value, Mapping):
+        raise UsageError(f"degradation {value!r} is no mapping", f"give probabilities of {', '.join(known)}")
+    for name, probability in value.items():
+        if name not in known:
+            raise UsageError(f"degradation {name!r} is unknown", f"use {', '.join(known)}")
+        if not _is_number(probability):
+            raise UsageError(f"probability {probability!r} of {name} is not one", "give a number from 0 to 1")
+    return replace(usual, **value)
 
 
 def _corner(rng: np.random.Generator, shape: tuple[int, ...], size: int, name: str, margin: int = 0) -> tuple[int, int]:
@@ -118,7 +165,11 @@ def _good_corner(rng: np.random.Generator, picture: Picture, size: int, name: st
 
 
 class PairsSource:
-    """Crops of pairs made by others, in any layout of ``training.pairs``. identity, cache_mb: as of the others."""
+    """Crops of pairs made by others, in any layout of ``training.pairs``. identity, cache_mb: as of the others.
+
+    uniform: every place of a picture is as probable as any other (paper Sec. 5.1); otherwise crops with texture are
+    preferred.
+    """
 
     def __init__(
         self,
@@ -126,14 +177,18 @@ class PairsSource:
         *,
         layout: str = "auto",
         split: Literal["train", "test"] = "train",
+        uniform: bool = False,
         identity: float = 0.05,
         cache_mb: int = 768,
     ) -> None:
+        if not isinstance(uniform, bool):
+            raise UsageError(f"uniform {uniform!r} is not true or false", "give one of the two")
         self.path = Path(path)
         self.name = f"pairs:{self.path.name}"
+        self._identity = _share("identity", identity)
+        self._uniform = uniform
+        self._cache: ArrayCache[npt.NDArray[np.uint8]] = ArrayCache(_bound(cache_mb))
         self._pairs = find_pairs(self.path, layout=layout, split=split)
-        self._identity = identity
-        self._cache: ArrayCache[npt.NDArray[np.uint8]] = ArrayCache(cache_mb * _MB)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -141,9 +196,20 @@ class PairsSource:
     def sample(self, rng: np.random.Generator, size: int) -> Crop:
         """(blur, sharp), both (size, size, 3) uint8 R'G'B'."""
         untouched = rng.random() < self._identity
-        pair = self._pairs[int(rng.integers(len(self._pairs)))]
+        return self._crop(int(rng.integers(len(self._pairs))), rng, size, untouched)
+
+    def sample_pair(self, index: int, rng: np.random.Generator, size: int) -> Crop:
+        """As ``sample``, of pair ``index`` modulo their number (they are in the order of their names)."""
+        untouched = rng.random() < self._identity
+        return self._crop(index % len(self._pairs), rng, size, untouched)
+
+    def _crop(self, index: int, rng: np.random.Generator, size: int, untouched: bool) -> Crop:
+        pair = self._pairs[index]
         both = self._cache.get(pair.sharp, lambda: np.stack(read_pair(pair)))
-        left, top = _good_corner(rng, both[1], size, pair.name)
+        if self._uniform:
+            left, top = _corner(rng, both[1].shape, size, pair.name)
+        else:
+            left, top = _good_corner(rng, both[1], size, pair.name)
         window = np.s_[top : top + size, left : left + size]
         sharp = both[1][window].copy()
         return (sharp.copy() if untouched else both[0][window].copy()), sharp
@@ -152,26 +218,34 @@ class PairsSource:
 class HighSpeedSource(_Synthesizer):
     """Eq. 1 on consecutive frames of high-speed footage: a folder of frames, or a folder of such folders.
 
-    frames: the range that M is drawn from. Pictures are clean already, so nothing is degraded by default.
+    frames: the range that M is drawn from. Pictures are clean already, so nothing is degraded by default. Exposures
+    with a cut in them are drawn again.
     """
 
     kind = "highspeed"
+    usual = CLEAN
 
-    def __init__(
-        self, path: Path | str, *, frames: tuple[int, int] = (7, 15), degradation: Degradation = CLEAN, **options: Any
-    ) -> None:
-        super().__init__(path, degradation=degradation, **options)
+    def __init__(self, path: Path | str, *, frames: tuple[int, int] = (7, 15), **options: Any) -> None:
+        super().__init__(path, **options)
+        if not isinstance(frames, tuple | list) or len(frames) != 2 or not all(type(n) is int for n in frames):
+            raise UsageError(f"frames {frames!r} is no range", "give two whole numbers, for example 7 and 15")
         draw_count(np.random.default_rng(0), *frames)
-        self._frames = frames
+        self._frames = (frames[0], frames[1])
+        self._thumbs: ArrayCache[Floats] = ArrayCache(64 * _MB)
         self._sequences = [s.frames for s in find_sequences(self.path, videos=False) if len(s.frames) >= frames[0]]
         if not self._sequences:
             raise InputError(f"{path} has no sequence of {frames[0]} frames", "give a folder of consecutive frames")
 
     def _pair(self, rng: np.random.Generator, size: int) -> Crop:
-        sequence = self._draw(rng)
-        count = min(draw_count(rng, *self._frames), len(sequence))
-        response = draw_response(rng, self._responses)
-        first = int(rng.integers(len(sequence) - count + 1))
+        for _ in range(_WINDOWS):
+            sequence = self._draw(rng)
+            count = min(draw_count(rng, *self._frames), len(sequence))
+            response = draw_response(rng, self._responses)
+            first = int(rng.integers(len(sequence) - count + 1))
+            if not self._has_cut(sequence, first, count):
+                break
+        else:
+            raise InputError(f"{self.path} has hardly {count} frames without a cut", "give a folder for every shot")
         middle = self._picture(sequence[first + count // 2])
         left, top = _good_corner(rng, middle, size, sequence[first].name)
         window = np.s_[top : top + size, left : left + size]
@@ -184,6 +258,13 @@ class HighSpeedSource(_Synthesizer):
         picture = self._picture(sequence[int(rng.integers(len(sequence)))])
         left, top = _good_corner(rng, picture, size, self.name)
         return picture[top : top + size, left : left + size].copy()
+
+    def _has_cut(self, sequence: list[Path], first: int, count: int) -> bool:
+        def thumb(index: int) -> Floats:
+            path = sequence[index]
+            return self._thumbs.get(path, lambda: flow.thumbnail(flow.luma(self._picture(path))))
+
+        return bool(flow.cuts(thumb, len(sequence), first, first + count - 1))
 
     def _draw(self, rng: np.random.Generator) -> list[Path]:
         return self._sequences[int(rng.integers(len(self._sequences)))]
@@ -208,9 +289,11 @@ class FootageSource(_Synthesizer):
         **options: Any,
     ) -> None:
         super().__init__(path, **options)
-        if not 0 < shutter[0] <= shutter[1] <= 2:
-            raise UsageError(f"shutter {shutter} is no range", "give 0 < MIN <= MAX <= 2 frame intervals")
-        self._extent, self._shutter, self._highlights = extent, shutter, highlights
+        self._extent = _span("extent", extent, "give 0 <= MIN <= MAX pixels")
+        self._shutter = _span("shutter", shutter, "give 0 < MIN <= MAX <= 2 frame intervals", 2)
+        if self._shutter[0] == 0:
+            raise UsageError(f"shutter {shutter!r} is no range", "give 0 < MIN <= MAX <= 2 frame intervals")
+        self._highlights = _share("highlights", highlights)
         self._sequences: list[Sequence] = [s for s in find_sequences(self.path, videos=True) if len(s) >= 3]
         if not self._sequences:
             raise InputError(f"{path} has no sequence of 3 frames", "give videos, or folders of consecutive frames")
@@ -304,13 +387,14 @@ class StillsSource(_Synthesizer):
         **options: Any,
     ) -> None:
         super().__init__(path, **options)
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise UsageError(f"scale {scale} is no range", "give 0 < MIN <= MAX <= 1")
-        if not 0 <= extent[0] <= extent[1]:
-            raise UsageError(f"extent {extent} is no range", "give 0 <= MIN <= MAX pixels")
+        self._extent = _span("extent", extent, "give 0 <= MIN <= MAX pixels")
+        self._scale = _span("scale", scale, "give 0 < MIN <= MAX <= 1", 1)
+        if self._scale[0] == 0:
+            raise UsageError(f"scale {scale!r} is no range", "give 0 < MIN <= MAX <= 1")
+        self._foreground = _share("foreground", foreground)
+        self._highlights = _share("highlights", highlights)
+        self._lights = _share("lights", lights)
         self._photos = list_pictures(self.path)
-        self._extent, self._scale = extent, scale
-        self._foreground, self._highlights, self._lights = foreground, highlights, lights
 
     def _pair(self, rng: np.random.Generator, size: int) -> Crop:
         photo, scale, (left, top) = self._draw(rng, size, margin=40)
@@ -363,11 +447,25 @@ _KINDS: dict[str, Any] = {
 
 
 def open_source(kind: Kind, path: Path | str, **options: Any) -> CropSource:
-    """A source by its kind; ``options`` are its keyword arguments. Raises UsageError for an unknown kind or option."""
+    """A source by its kind; ``options`` are its keyword arguments.
+
+    Raises UsageError for an unknown kind or option, or a bad value.
+    """
     if kind not in _KINDS:
         raise UsageError(f"source {kind!r} is unknown", f"use {', '.join(_KINDS)}")
-    try:
-        source: CropSource = _KINDS[kind](path, **options)
-    except TypeError as e:
-        raise UsageError(f"an option of source {kind!r} is unknown: {e}", "see the class of that kind") from e
+    known = _options(_KINDS[kind])
+    for name in options:
+        if name not in known:
+            raise UsageError(f"option {name!r} of source {kind!r} is unknown", f"use {', '.join(known)}")
+    source: CropSource = _KINDS[kind](path, **options)
     return source
+
+
+def _options(kind: type) -> list[str]:
+    """Names of the keyword arguments of a source and of what it derives from."""
+    found: list[str] = []
+    for base in kind.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            found += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return found
