@@ -84,6 +84,8 @@ class SampledBatches:
             num_workers=self._data.workers,
             prefetch_factor=4 if self._data.workers else None,
             worker_init_fn=one_thread,
+            # A forked copy of a process whose OpenCV has threads can hang.
+            multiprocessing_context="forkserver" if self._data.workers else None,
             collate_fn=_stack,
             # Of its own, or the loader would draw from the global one, on which dropout runs.
             generator=torch.Generator(),

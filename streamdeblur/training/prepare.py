@@ -59,6 +59,8 @@ def prepare_crops(
         num_workers=recipe.workers,
         prefetch_factor=8 if recipe.workers else None,
         worker_init_fn=one_thread,
+        # A forked copy of a process whose OpenCV has threads can hang.
+        multiprocessing_context="forkserver" if recipe.workers else None,
         collate_fn=_as_it_is,
     )
     about = {"recipe": json.dumps(asdict(recipe)), "created_by": f"streamdeblur {__version__}"}

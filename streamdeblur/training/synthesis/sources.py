@@ -167,7 +167,7 @@ def _good_corner(rng: np.random.Generator, picture: Picture, size: int, name: st
 class PairsSource:
     """Crops of pairs made by others, in any layout of ``training.pairs``. identity, cache_mb: as of the others.
 
-    uniform: every place of a picture is as probable as any other (paper Sec. 5.1); otherwise crops with texture are
+    uniform: every place of a picture is as probable as any other (the paper's recipe); otherwise crops with texture are
     preferred.
     """
 
