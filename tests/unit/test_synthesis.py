@@ -374,6 +374,23 @@ def test_cuts_and_blurred_frames_are_no_truths() -> None:
     assert {2, 3, 8, 9, 15, 16, 20} <= set(usable)
 
 
+def test_cuts_are_the_same_of_a_part_and_look_near_it_only() -> None:
+    first, second = leaves(108, 192, 1), 255 - leaves(108, 192, 2, sigma=3) // 2
+    frames = [moved(first, k, 0) for k in range(12)] + [moved(second, k, 0) for k in range(12)]
+    asked: set[int] = set()
+
+    def thumb(index: int) -> npt.NDArray[np.float32]:
+        asked.add(index)
+        return flow.thumbnail(flow.luma(frames[index]))
+
+    assert flow.cuts(thumb, 24) == [11]
+    assert flow.cuts(thumb, 24, 10, 13) == [11]
+    assert flow.cuts(thumb, 24, 12, 20) == []
+    asked.clear()
+    assert flow.cuts(thumb, 24, 2, 11) == []  # frame 11 is the last before the cut
+    assert asked == set(range(2, 12))
+
+
 # -- degradation ------------------------------------------------------------------------------------------------------
 
 

@@ -14,10 +14,11 @@ import pytest
 
 from streamdeblur.errors import InputError, StreamdeblurError, UnreadableInput, UsageError
 from streamdeblur.training.synthesis.cache import ArrayCache
-from streamdeblur.training.synthesis.degrade import CLEAN
+from streamdeblur.training.synthesis.degrade import CLEAN, Degradation
+from streamdeblur.training.synthesis.footage import find_sequences, list_pictures
 from streamdeblur.training.synthesis.options import SynthesizeOptions
 from streamdeblur.training.synthesis.preview import sheet
-from streamdeblur.training.synthesis.sources import CropSource, Kind, open_source
+from streamdeblur.training.synthesis.sources import CropSource, Kind, PairsSource, open_source
 
 Picture = npt.NDArray[np.uint8]
 KINDS: tuple[Kind, ...] = ("pairs", "highspeed", "footage", "stills")
@@ -119,6 +120,87 @@ def test_colours_keep_their_order(tmp_path: Path) -> None:
         assert side_[..., 1:].max() == 0
 
 
+def two_shots(folder: Path, count: int) -> None:
+    """``count`` red frames, then as many green ones."""
+    for k in range(2 * count):
+        picture = np.zeros((72, 96, 3), np.uint8)
+        picture[..., 2 if k < count else 1] = texture(72, 96, 1)[..., 0] // 4 + 190
+        write(folder / f"{k:03d}.png", picture)
+
+
+def test_exposures_do_not_go_on_beyond_a_cut(tmp_path: Path) -> None:
+    two_shots(tmp_path, 8)
+    source = open_source("highspeed", tmp_path, identity=0.0, frames=(5, 5))
+    means = [source.sample(np.random.default_rng(s), 48)[0].mean(axis=(0, 1)) for s in range(30)]
+    assert all(min(m[0], m[1]) == 0 for m in means)  # never a mixture of both
+    assert {bool(m[0] > 0) for m in means} == {True, False}
+
+
+def test_sequences_of_cuts_only_are_refused(tmp_path: Path) -> None:
+    two_shots(tmp_path, 4)
+    source = open_source("highspeed", tmp_path, identity=0.0, frames=(7, 7))
+    with pytest.raises(InputError, match="without a cut"):
+        source.sample(np.random.default_rng(0), 48)
+
+
+def test_pairs_can_be_drawn_one_by_one(data: Path) -> None:
+    source = open_source("pairs", data / "pairs", identity=0.0)
+    assert isinstance(source, PairsSource)
+    assert len(source) == 3
+    for index in (0, 1, 2, 4, -1):
+        whole = cv2.cvtColor(cv2.imread(str(data / "pairs" / "sharp" / f"{index % 3}.png")), cv2.COLOR_BGR2RGB)
+        blur, sharp = source.sample_pair(index, np.random.default_rng(index % 3), 64)
+        scores = cv2.matchTemplate(whole, sharp, cv2.TM_SQDIFF)
+        y, x = (int(v) for v in np.unravel_index(int(scores.argmin()), scores.shape))
+        assert np.array_equal(whole[y : y + 64, x : x + 64], sharp)
+        other = cv2.cvtColor(cv2.imread(str(data / "pairs" / "blur" / f"{index % 3}.png")), cv2.COLOR_BGR2RGB)
+        assert np.array_equal(other[y : y + 64, x : x + 64], blur)
+    same = PairsSource(data / "pairs", identity=1.0).sample_pair(0, np.random.default_rng(0), 64)
+    assert np.array_equal(*same)
+
+
+def test_uniform_crops_lie_anywhere_and_others_where_there_is_texture(tmp_path: Path) -> None:
+    picture = np.full((64, 256, 3), 90, np.uint8)  # texture on the right quarter only
+    picture[:, 192:] = texture(64, 64, 3)
+    for side in ("blur", "sharp"):
+        write(tmp_path / side / "a.png", picture)
+
+    def flat(**options: bool) -> int:
+        source = PairsSource(tmp_path, **options)  # type: ignore[arg-type]
+        return sum(source.sample(np.random.default_rng(s), 64)[1].std() == 0 for s in range(200))
+
+    # of 193 places 129 are flat: binomial, 200 draws, four deviations of 6.7
+    assert abs(flat(uniform=True) - 200 * 129 / 193) < 27
+    assert flat() < 200 * (129 / 193) ** 5 + 4 * 5
+
+
+def test_hidden_and_foreign_folders_hold_no_photographs(tmp_path: Path) -> None:
+    write(tmp_path / "a.png", texture(80, 80, 1))
+    for foreign in (".thumbnails", "@eaDir"):
+        write(tmp_path / foreign / "a.png", texture(8, 8, 1))
+    assert list_pictures(tmp_path) == [tmp_path / "a.png"]
+    assert [s.frames for s in find_sequences(tmp_path, videos=True)] == [[tmp_path / "a.png"]]
+
+
+def test_degradation_may_be_a_mapping(data: Path) -> None:
+    def blurred(kind: Kind, degradation: object) -> Picture:
+        source = open_source(kind, data / kind, identity=0.0, degradation=degradation)
+        return source.sample(np.random.default_rng(2), 64)[0]
+
+    nothing = {"noise": 0, "demosaic": 0, "jpeg": 0.0, "h264": 0}
+    assert np.array_equal(blurred("stills", nothing), blurred("stills", CLEAN))
+    noisy = blurred("highspeed", Degradation(1, 0, 0, 0))
+    assert np.array_equal(blurred("highspeed", {"noise": 1}), noisy)  # the others stay as they are usually: none
+    assert not np.array_equal(blurred("highspeed", None), noisy)
+
+
+def test_lists_will_do_for_ranges(data: Path) -> None:
+    for kind, name in (("highspeed", "frames"), ("footage", "extent"), ("stills", "extent")):
+        listed = open_source(kind, data / kind, **{name: [5, 9]}).sample(np.random.default_rng(0), 48)  # type: ignore[arg-type]
+        given = open_source(kind, data / kind, **{name: (5, 9)}).sample(np.random.default_rng(0), 48)  # type: ignore[arg-type]
+        assert np.array_equal(listed[0], given[0])
+
+
 def test_photographs_smaller_than_a_crop_are_refused(data: Path) -> None:
     with pytest.raises(InputError, match=r"220x180, smaller than a crop of 200"):
         open_source("stills", data / "stills").sample(np.random.default_rng(0), 200)
@@ -129,7 +211,20 @@ def test_photographs_smaller_than_a_crop_are_refused(data: Path) -> None:
     [
         ("stills", {"extent": (9, 3)}, "extent"),
         ("stills", {"scale": (0.5, 2)}, "scale"),
-        ("stills", {"colour": 3}, "colour"),
+        ("stills", {"colour": 3}, "option 'colour' of source 'stills' is unknown; use extent, .*identity"),
+        ("pairs", {"frames": (7, 9)}, "option 'frames' of source 'pairs' is unknown; use layout, split, uniform"),
+        ("pairs", {"uniform": "yes"}, "uniform 'yes' is not true or false"),
+        ("pairs", {"identity": 2}, "identity 2 is no share"),
+        ("stills", {"identity": "much"}, "identity 'much' is no share"),
+        ("stills", {"cache_mb": "1"}, "cache_mb '1' is no size"),
+        ("stills", {"extent": "4-48"}, "extent '4-48' is no range"),
+        ("stills", {"lights": None}, "lights None is no share"),
+        ("stills", {"responses": "srgb"}, "responses 'srgb' are no shares"),
+        ("stills", {"degradation": {"fog": 1}}, "degradation 'fog' is unknown; use noise, demosaic, jpeg, h264"),
+        ("stills", {"degradation": {"noise": "1"}}, "probability '1' of noise"),
+        ("stills", {"degradation": 0.5}, "degradation 0.5 is no mapping"),
+        ("footage", {"shutter": 1}, "shutter 1 is no range"),
+        ("highspeed", {"frames": 7}, "frames 7 is no range"),
         ("footage", {"shutter": (0.5, 3.0)}, "shutter"),
         ("highspeed", {"frames": (9, 7)}, "frames 9-7"),
         ("highspeed", {"frames": (99, 101)}, "no sequence of 99 frames"),

@@ -1,0 +1,91 @@
+"""Folders of pairs from frames: exposures end at cuts, and an earlier set is there until the new one is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from streamdeblur.errors import InputError, OutputError
+from streamdeblur.training.synthesis import make
+from streamdeblur.training.synthesis.make import synthesize
+
+
+def frames(folder: Path, count: int) -> Path:
+    """``count`` red frames, then as many green ones."""
+    folder.mkdir()
+    noise = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(96, 128)), (0, 0), 1.5)
+    light = np.clip(200 + 25 * noise / noise.std(), 120, 255).astype(np.uint8)
+    for k in range(2 * count):
+        picture: npt.NDArray[np.uint8] = np.zeros((96, 128, 3), np.uint8)
+        picture[..., 2 if k < count else 1] = light
+        assert cv2.imwrite(str(folder / f"{k:03d}.png"), picture)
+    return folder
+
+
+def plain(source: Path, output: Path, count: int = 12, *, overwrite: bool = False) -> None:
+    synthesize(
+        source,
+        output,
+        method="average",
+        frames="5-7",
+        count=count,
+        size=32,
+        noise=False,
+        demosaic=False,
+        compression=False,
+        overwrite=overwrite,
+    )
+
+
+def test_no_average_has_a_cut_in_it(tmp_path: Path) -> None:
+    plain(frames(tmp_path / "in", 10), tmp_path / "out")
+    for path in (tmp_path / "out" / "blur").iterdir():
+        _, green, red = cv2.imread(str(path)).reshape(-1, 3).mean(axis=0)
+        assert min(green, red) == 0
+    chosen = {p["frame"] for p in json.loads((tmp_path / "out" / "pairs.json").read_text())["pairs"]}
+    assert chosen == {3, 4, 5, 6, 13, 14, 15, 16}  # seven frames around each, of 0-9 or 10-19
+
+
+def test_shots_shorter_than_the_exposure_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="far enough from its ends and from cuts"):
+        plain(frames(tmp_path / "in", 6), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_set_comes_back_if_the_new_one_can_not_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = frames(tmp_path / "in", 10)
+    plain(source, tmp_path / "out", 2)
+    before = (tmp_path / "out" / "pairs.json").read_bytes()
+
+    def failing(a: Path, b: Path) -> None:
+        if ".partial-" in a.name:
+            assert not b.exists()  # the old one is aside
+            raise OSError(5, "broken disk")
+        os.rename(a, b)
+
+    monkeypatch.setattr(make.os, "replace", failing)
+    with pytest.raises(OutputError, match="broken disk"):
+        plain(source, tmp_path / "out", 3, overwrite=True)
+    assert (tmp_path / "out" / "pairs.json").read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
+    monkeypatch.undo()
+    plain(source, tmp_path / "out", 3, overwrite=True)
+    assert len(list((tmp_path / "out" / "blur").iterdir())) == 3
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_a_link_to_a_set_stays_one(tmp_path: Path) -> None:
+    source = frames(tmp_path / "in", 10)
+    plain(source, tmp_path / "real", 2)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    plain(source, tmp_path / "link", 3, overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert len(list((tmp_path / "real" / "sharp").iterdir())) == 3
