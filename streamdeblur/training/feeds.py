@@ -22,8 +22,8 @@ from streamdeblur.training.shards import SUFFIX, Shard
 from streamdeblur.training.synthesis.sources import CropSource, PairsSource, open_source
 from streamdeblur.training.validation import Pairs
 
-#: Stream of random numbers of the sources (``batches`` has others).
-_SAMPLE = 3
+#: Streams of random numbers of the sources (``batches`` has others).
+_SAMPLE, _PAIRS = 3, 4
 
 
 class Mixture:
@@ -42,6 +42,12 @@ class Mixture:
     def sample(self, index: int) -> tuple[str, Picture, Picture]:
         """Name of its source, blurred and sharp crop."""
         rng = generator(self._seed, _SAMPLE, index)
+        only = self.sources[0]
+        if len(self.sources) == 1 and isinstance(only, PairsSource):
+            # An epoch is a pass: every pair once, in another order each time.
+            epoch, place = divmod(index, len(only))
+            pair = int(generator(self._seed, _PAIRS, epoch).permutation(len(only))[place])
+            return only.name, *only.sample_pair(pair, rng, self._size)
         position = float(rng.random()) * self._edges[-1]
         source = self.sources[min(bisect.bisect_right(self._edges, position), len(self.sources) - 1)]
         return source.name, *source.sample(rng, self._size)

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -247,3 +248,16 @@ def test_sources_on_the_fly_resume_too_and_leave_the_global_random_numbers_alone
         for step in range(2):
             whole = torch.cat([r[step] for r in ranks])
             assert torch.equal(whole, torch.cat(straight[2 * step : 2 * step + 2]))
+
+
+def test_an_epoch_of_pairs_sees_every_pair_once_in_another_order_each_time(tmp_path: Path) -> None:
+    for side in ("blur", "sharp"):
+        (tmp_path / side).mkdir()
+        for value in range(0, 70, 10):  # the picture says which pair it is of
+            assert cv2.imwrite(str(tmp_path / side / f"{value:02d}.png"), np.full((24, 24, 3), value, np.uint8))
+    source = Source(kind="pairs", path=str(tmp_path), options={"identity": 0.0, "uniform": True})
+    feed = SampledBatches(Data(sources=(source,), crop=16, batch=1, workers=0), seed=1).start(0)
+    seen = [int(next(feed)[0, 1, 0, 0, 0]) for _ in range(21)]
+    epochs = [seen[:7], seen[7:14], seen[14:]]
+    assert all(sorted(e) == list(range(0, 70, 10)) for e in epochs)
+    assert len({tuple(e) for e in epochs}) == 3
