@@ -145,7 +145,7 @@ def estimate(sources: Iterable[str], dest: str, options: BatchOptions) -> Estima
         broken=sum(p.error is not None for p in plans),
         workers=workers,
         fps_per_worker=round(per_worker, 3),
-        seconds=round(max(work / workers, longest), 1),
+        seconds=float(f"{max(work / workers, longest):.3g}"),
         hours=round(work / 3600, 3),
         disk_bytes=round(sum(pixels) * size * scale),
         peak_bytes=round(sum(cut[: workers + 1])),
