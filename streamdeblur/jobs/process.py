@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -127,7 +127,7 @@ def process_video(
     target = Path(output) if output is not None else default_output(source)
     refuse_meaningless(chosen, "video from pictures" if os.path.isdir(source) else "video", source)
     check_target(source, target, chosen)
-    return _Job(os.fspath(source), target, chosen, progress).run()
+    return Job(os.fspath(source), target, chosen, progress).run()
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,14 +165,25 @@ def _same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
     )
 
 
-class _Job:
+class Job:
+    """One video through the pool. ``run`` once; subclasses say otherwise what opens, works and writes.
+
+    final: the name that the ledger gives the output, where ``target`` is only on the way there.
+    """
+
     def __init__(
-        self, source: str, target: Path, options: ProcessOptions, progress: Callable[[Progress], None] | None
+        self,
+        source: str,
+        target: Path,
+        options: ProcessOptions,
+        progress: Callable[[Progress], None] | None = None,
+        final: str | None = None,
     ) -> None:
         self.source = source
         self.target = target
         self.options = options
         self.progress = progress
+        self.final = final or str(target)
         self.frames: Channel[DecodedFrame] = Channel(_AHEAD)
         self.mux: Channel[CopyPacket | tuple[Frame, DecodedFrame, FrameRecord]] = Channel(
             _BEHIND * _PACKETS_A_FRAME, lambda item: 1 if isinstance(item, CopyPacket) else _PACKETS_A_FRAME
@@ -183,25 +194,45 @@ class _Job:
 
     def run(self) -> ProcessSummary:
         o = self.options
-        with open_source(o, self.source, copy_streams=True) as reader:
+        with self.open() as reader:
             info = reader.info
             fields = info.field_order != "progressive"
-            workforce = Workforce(o, (info.width, (info.height + 1) // 2 if fields else info.height))
-            ledger = open_ledger(o, self.source, self.target)
-            with ledger, workforce.pool as pool:
-                request = EncoderRequest(o.encoder, o.crf, encoder_preset(o.preset, workforce), o.lossless, threads=0)
-                writer = VideoWriter(self.target, reader, request)
+            workforce = self.workforce((info.width, (info.height + 1) // 2 if fields else info.height))
+            with open_ledger(o, self.source, self.final) as ledger, workforce.pool as pool:
+                preset = encoder_preset(o.preset, workforce)
+                writer = self.writer(reader, EncoderRequest(o.encoder, o.crf, preset, o.lossless, threads=0))
                 if writer.choice.codec == "ffv1" and o.preset != "auto":
                     log.warning("ffv1 has no presets: --preset %s has no effect", o.preset)
                 try:
                     self._flow(reader, writer, pool, ledger)
-                    self._check(reader, writer, ledger)
+                    self.check(reader, writer, ledger)
                     writer.finish()
                 except BaseException:
                     pool.close(abort=True)
                     writer.abort()
                     raise
             return self._summary(reader, writer, workforce, ledger)
+
+    # --- what a job is made of ---------------------------------------------------------------------------------------
+
+    def open(self) -> VideoReader:
+        return open_source(self.options, self.source, copy_streams=True)
+
+    def items(self, reader: VideoReader) -> Iterator[DecodedFrame | CopyPacket]:
+        return reader.items()
+
+    def workforce(self, size: tuple[int, int]) -> Workforce:
+        """size: (width, height) of the pictures that the network will see."""
+        return Workforce(self.options, size)
+
+    def writer(self, reader: VideoReader, request: EncoderRequest) -> VideoWriter:
+        return VideoWriter(self.target, reader, request)
+
+    def check(self, reader: VideoReader, writer: VideoWriter, ledger: Ledger) -> None:
+        """Raise MismatchError or BrokenStream where frames are missing, before the output gets its name."""
+        ledger.check(reader.frames_read, writer.frames_written)
+        if reader.frames_read == 0:
+            raise BrokenStream(f"{self.source} gave no frame")
 
     # --- the three threads -------------------------------------------------------------------------------------------
 
@@ -225,7 +256,7 @@ class _Job:
 
     def _read(self, reader: VideoReader) -> None:
         try:
-            for item in reader.items():
+            for item in self.items(reader):
                 if isinstance(item, DecodedFrame):
                     self.frames.put(item)
                 else:
@@ -291,12 +322,7 @@ class _Job:
             position=None if record.pts_out is None else float(record.pts_out * record.time_base),
         )
 
-    # --- the end -----------------------------------------------------------------------------------------------------
-
-    def _check(self, reader: VideoReader, writer: VideoWriter, ledger: Ledger) -> None:
-        ledger.check(reader.frames_read, writer.frames_written)
-        if reader.frames_read == 0:
-            raise BrokenStream(f"{self.source} gave no frame")
+    # --- the end ----------------------------------------------------------------------------------------------------
 
     def _summary(
         self, reader: VideoReader, writer: VideoWriter, workforce: Workforce, ledger: Ledger
@@ -341,4 +367,4 @@ def _expected(reader: VideoReader, options: ProcessOptions) -> int | None:
     return info.frames
 
 
-__all__ = ["ProcessSummary", "Progress", "default_output", "process_video"]
+__all__ = ["Job", "ProcessSummary", "Progress", "check_target", "default_output", "process_video"]

@@ -38,9 +38,9 @@ class Workforce:
         restorer = spec.build()
         engine = restorer.engine
         on_gpu = engine.device.type == "cuda"
-        self.model = _model_name(options)
+        self.model = model_name(options)
         self.device = str(engine.device)
-        self.precision = _precision_name(engine)
+        self.precision = precision_name(engine)
         self.tiling: Tiling | None = None
         if not use_ray:
             if options.gpus_per_worker is not None:
@@ -102,7 +102,7 @@ class WorkerRecipe:
         return self.spec.build().correction
 
 
-def _model_name(options: ProcessOptions) -> str:
+def model_name(options: ProcessOptions) -> str:
     from streamdeblur.models import registry
 
     if options.model is not None:
@@ -113,7 +113,7 @@ def _model_name(options: ProcessOptions) -> str:
     return variant.name if variant else "identity"
 
 
-def _precision_name(engine: Any) -> str:
+def precision_name(engine: Any) -> str:
     dtype = str(getattr(engine, "dtype", "")).removeprefix("torch.")
     return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype or "engine")
 

@@ -237,7 +237,7 @@ class RayPool:
             self._in_flight = 0
             if self._owns_ray:
                 ray.shutdown()
-                _messages_to_log(False)
+                messages_to_log(False)
 
     def __enter__(self) -> Self:
         return self
@@ -272,7 +272,7 @@ class RayPool:
                 ray.init(**options, **quiet)
             except Exception as error:
                 raise DeviceError(f"Ray can't be used {where}: {one_line(error)}") from error
-        _messages_to_log(True)
+        messages_to_log(True)
         if options["address"] == "local" and self._num_gpus > 0:
             wanted = len(self._slots) * self._num_gpus
             there = _ray.cluster_resources().get("GPU", 0.0)
@@ -338,7 +338,7 @@ class RayPool:
         except StreamdeblurError as error:
             self._failure = error
         except (ray.exceptions.RayError, ConnectionError) as error:  # a full store, a head node that went away
-            self._failure = WorkerError(f"Ray failed: {_brief(error)}")
+            self._failure = WorkerError(f"Ray failed: {brief(error)}")
 
     def _advance(self, slot: _Slot, arrived: set[Any]) -> None:
         death: BaseException | None = None
@@ -351,7 +351,7 @@ class RayPool:
             except ray.exceptions.RayTaskError as error:
                 outcome = one_line(error.cause if error.cause is not None else error)
             except ray.exceptions.RayError as error:  # the result was lost on its way, with the node that held it
-                logger.warning("the result of frame %d was lost (%s): it is done again", job.frame.index, _brief(error))
+                logger.warning("the result of frame %d was lost (%s): it is done again", job.frame.index, brief(error))
                 slot.jobs.remove(job)
                 self._charge(job, slot)
                 continue
@@ -422,7 +422,7 @@ class RayPool:
             if starting
             else "idle"
         )
-        logger.warning("worker %s died %s (%s)", who, lost, _brief(error))
+        logger.warning("worker %s died %s (%s)", who, lost, brief(error))
         for job in back:
             if job is charged:
                 self._charge(job, slot)
@@ -672,7 +672,7 @@ def signal_handlers_kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """Ray's own messages run over many lines: the class, and how the process ended where that is told."""
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "killed by Ray's memory monitor: the machine ran out of memory"
@@ -686,7 +686,7 @@ def _brief(error: BaseException) -> str:
 _ray_printer: Any = None
 
 
-def _messages_to_log(on: bool) -> None:
+def messages_to_log(on: bool) -> None:
     """Keep Ray's reports of dead workers off standard output, where a program's result may go; there is no option."""
     global _ray_printer
     module: Any = sys.modules.get("ray._private.worker")

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,11 @@ def clip(path: Path, frames: int, **more: Any) -> Path:
     return write_numbered_clip(path, frames, SIZE, rate=10, options=CLOSED, **more)
 
 
-def run(*sources: Path | str, dest: Path | str, progress: Any = None, **changes: Any) -> BatchSummary:
+def run(
+    *sources: Path | str, dest: Path | str, progress: Any = None, build: Any = None, **changes: Any
+) -> BatchSummary:
     options = parse(BatchOptions, {**JOB, **changes})
-    return run_batch([str(s) for s in sources], dest, options=options, progress=progress)
+    return run_batch([str(s) for s in sources], dest, options=options, progress=progress, build=build)
 
 
 def frames_of(dest: Path, output: str) -> list[int]:
@@ -137,18 +140,41 @@ def workers() -> list[psutil.Process]:
     return [p for p in found if p.is_running() and " ".join(p.cmdline()).startswith("ray::BatchWorker")]
 
 
+def gated(gate: Path) -> Any:
+    """Builds the restorer of `offset`, which holds every picture back until the gate is there."""
+
+    def build(options: Any) -> Any:
+        from streamdeblur.restore import Restorer
+
+        restorer = Restorer("offset")
+        residual = restorer.engine.residual
+
+        def held(batch: Any) -> Any:
+            end = time.monotonic() + 120
+            while not gate.exists() and time.monotonic() < end:
+                time.sleep(0.02)
+            return residual(batch)
+
+        restorer.engine.residual = held  # type: ignore[method-assign]
+        return restorer
+
+    return build
+
+
 def test_a_killed_actor_costs_nothing(tmp_path: Path) -> None:
     source = clip(tmp_path / "in" / "a.mp4", 150)
+    gate = tmp_path / "gate"
     killed: list[int] = []
 
     def kill(s: Snapshot) -> None:
-        if s.files["working"] and not killed:
-            victims = workers()
-            if victims:
-                killed.append(victims[0].pid)
-                os.kill(victims[0].pid, signal.SIGKILL)
+        if len(s.current) == 2 and all("segment" in unit for unit in s.current) and not killed:
+            killed.append(workers()[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+            gate.touch()
 
-    summary = run(source, dest=tmp_path / "out", progress=kill, segment_seconds=3.0, verify=False, thumbnails=0)
+    summary = run(
+        source, dest=tmp_path / "out", progress=kill, segment_seconds=3.0, verify=False, thumbnails=0, build=gated(gate)
+    )
     assert killed
     assert (summary.exit_code, summary.deaths) == (0, 1)
     expect_same(tmp_path / "out" / "a.mp4", alone(source, tmp_path))
@@ -157,17 +183,20 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path) -> None:
 
 def test_a_file_that_kills_is_quarantined_and_the_job_goes_on(tmp_path: Path) -> None:
     source, dest = tmp_path / "in", tmp_path / "out"
-    clip(source / "poison.mp4", 900)
+    clip(source / "poison.mp4", 60)
     clip(source / "good.mp4", 5)
+    gate = tmp_path / "gate"
 
     def kill(s: Snapshot) -> None:
-        if any("poison.mp4" in name for name in s.current) and s.files["working"]:
+        if s.files["quarantined"]:
+            gate.touch()
+        elif any("poison.mp4" in unit for unit in s.current) and s.files["working"]:
             for process in workers():
                 os.kill(process.pid, signal.SIGKILL)
 
     summary = run(
         source, dest=dest, progress=kill, workers=1, attempts=2, segment_seconds=0, group_seconds=0, verify=False,
-        thumbnails=0,
+        thumbnails=0, build=gated(gate),
     )  # fmt: skip
     assert {k: v for k, v in summary.files.items() if v} == {"done": 1, "quarantined": 1}
     assert summary.deaths == 2

@@ -66,12 +66,12 @@ def connected(options: BatchOptions) -> Iterator[None]:
             ray.init(**start, **quiet)
         except Exception as e:
             raise DeviceError(f"Ray can't be used {where}: {one_line(e)}") from e
-    ray_pool._messages_to_log(True)
+    ray_pool.messages_to_log(True)
     try:
         yield
     finally:
         ray.shutdown()
-        ray_pool._messages_to_log(False)
+        ray_pool.messages_to_log(False)
 
 
 def gpus_per_worker(options: BatchOptions) -> float:

@@ -24,9 +24,9 @@ class KeptWorkforce(Workforce):
 
     def __init__(self, restorer: Restorer, options: ProcessOptions, tiling: Tiling | None) -> None:
         engine = restorer.engine
-        self.model = workforce._model_name(options)
+        self.model = workforce.model_name(options)
         self.device = str(engine.device)
-        self.precision = workforce._precision_name(engine)
+        self.precision = workforce.precision_name(engine)
         self.tiling = tiling
         self.workers = 1
         if tiling is not None:

@@ -503,7 +503,7 @@ class Scheduler:
         actor.kill()
         self.deaths += 1
         self._metrics.death()
-        why = ray_pool._brief(error)
+        why = ray_pool.brief(error)
         unit = actor.unit
         if not actor.ready:
             self._failed_starts += 1

@@ -15,10 +15,11 @@ from streamdeblur.errors import MismatchError
 from streamdeblur.jobs.batch.packet_file import EncodedPacket, PacketFile, PacketHeader
 from streamdeblur.jobs.batch.plan import Plan, Segment, open_segment_reader
 from streamdeblur.jobs.batch.restorers import Restorers
-from streamdeblur.jobs.process import ProcessSummary, Progress, _Job, check_target
-from streamdeblur.jobs.run import open_ledger, open_source, refuse_meaningless
-from streamdeblur.jobs.workforce import encoder_preset
+from streamdeblur.jobs.process import Job, ProcessSummary, Progress, check_target
+from streamdeblur.jobs.run import refuse_meaningless
+from streamdeblur.jobs.workforce import Workforce
 from streamdeblur.restore import Tiling
+from streamdeblur.runtime.ledger import Ledger
 from streamdeblur.video.encoders import EncoderRequest
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
 from streamdeblur.video.streams import StreamPlan
@@ -36,7 +37,7 @@ def request_for(options: ProcessOptions, preset: str) -> EncoderRequest:
     return EncoderRequest(options.encoder, options.crf, preset, options.lossless, threads=0)
 
 
-class FileWork(_Job):
+class FileWork(Job):
     """The main job on one file, with a restorer that outlives it."""
 
     def __init__(
@@ -49,40 +50,23 @@ class FileWork(_Job):
         progress: Callable[[Progress], None] | None = None,
         final: str | None = None,
     ) -> None:
-        """tiling: as planned, None to plan it now. final: where ``target`` goes in the end, for the ledger."""
-        super().__init__(source, target, options, progress)
-        self._final = final or str(target)
+        """tiling: as planned, None to plan it now."""
+        super().__init__(source, target, options, progress, final)
         self._restorers = restorers
         self._tiling = tiling
         self.preset: str = options.preset  # "auto" until the work begins
 
     def run(self) -> ProcessSummary:
-        o = self.options
-        refuse_meaningless(o, "video", self.source)
-        check_target(self.source, self.target, o)
-        with self._open() as reader:
-            info = reader.info
-            fields = info.field_order != "progressive"
-            size = (info.width, (info.height + 1) // 2 if fields else info.height)
-            workforce = self._restorers.workforce(o, self._tiling, size)
-            with open_ledger(o, self.source, self._final) as ledger, workforce.pool as pool:
-                self.preset = encoder_preset(o.preset, workforce)
-                writer = self._writer(reader)
-                try:
-                    self._flow(reader, writer, pool, ledger)
-                    self._check(reader, writer, ledger)
-                    writer.finish()
-                except BaseException:
-                    pool.close(abort=True)
-                    writer.abort()
-                    raise
-            return self._summary(reader, writer, workforce, ledger)
+        refuse_meaningless(self.options, "video", self.source)
+        check_target(self.source, self.target, self.options)
+        return super().run()
 
-    def _open(self) -> VideoReader:
-        return open_source(self.options, self.source, copy_streams=True)
+    def workforce(self, size: tuple[int, int]) -> Workforce:
+        return self._restorers.workforce(self.options, self._tiling, size)
 
-    def _writer(self, reader: VideoReader) -> VideoWriter:
-        return VideoWriter(self.target, reader, request_for(self.options, self.preset))
+    def writer(self, reader: VideoReader, request: EncoderRequest) -> VideoWriter:
+        self.preset = request.preset
+        return super().writer(reader, request)
 
 
 class SegmentWork(FileWork):
@@ -97,38 +81,30 @@ class SegmentWork(FileWork):
         self._plan = plan
         self._packets = packets
 
-    def _open(self) -> VideoReader:
+    def open(self) -> VideoReader:
         tick = Fraction(self._plan.tick)
         start, stop = (None if pts is None else pts * tick for pts in (self._segment.start, self._segment.stop))
         return open_segment_reader(self.source, start, stop, self.options)
 
-    def _writer(self, reader: VideoReader) -> VideoWriter:
-        return SegmentWriter(self.target, self._packets, reader, request_for(self.options, self.preset))
+    def items(self, reader: VideoReader) -> Iterator[DecodedFrame | CopyPacket]:
+        """With timestamps on the clock of the whole file."""
+        shift = reader.shift
+        for item in super().items(reader):
+            if isinstance(item, DecodedFrame) and item.pts is not None and shift:
+                item = replace(item, pts=item.pts + round(shift / item.time_base))
+            yield item
 
-    def _read(self, reader: VideoReader) -> None:
-        super()._read(_OnFileClock(reader))  # type: ignore[arg-type]
+    def writer(self, reader: VideoReader, request: EncoderRequest) -> VideoWriter:
+        self.preset = request.preset
+        return SegmentWriter(self.target, self._packets, reader, request)
 
-    def _check(self, reader: VideoReader, writer: VideoWriter, ledger: Any) -> None:
-        super()._check(reader, writer, ledger)
+    def check(self, reader: VideoReader, writer: VideoWriter, ledger: Ledger) -> None:
+        super().check(reader, writer, ledger)
         s = self._segment
         if reader.skipped or reader.broken:
             raise Uncuttable(f"segment {s.number} of {self.source} does not decode without loss")
         if ledger.frames != s.frames:
             raise Uncuttable(f"segment {s.number} of {self.source} has {ledger.frames} frames, {s.frames} were planned")
-
-
-class _OnFileClock:
-    """A reader of a part of a file, with timestamps on the clock of the whole."""
-
-    def __init__(self, reader: VideoReader) -> None:
-        self._reader = reader
-
-    def items(self) -> Iterator[DecodedFrame | CopyPacket]:
-        shift = self._reader.shift
-        for item in self._reader.items():
-            if isinstance(item, DecodedFrame) and item.pts is not None and shift:
-                item = replace(item, pts=item.pts + round(shift / item.time_base))
-            yield item
 
 
 class SegmentWriter(VideoWriter):
