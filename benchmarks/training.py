@@ -21,8 +21,10 @@ from torch import Tensor
 
 from streamdeblur.restore.engine import resolve_device
 from streamdeblur.training.batches import augment
+from streamdeblur.training.networks import initial_network
+from streamdeblur.training.outcome import Progress
 from streamdeblur.training.recipe import Data, Optimizer, Recipe, Schedule, StateOptions, Validation
-from streamdeblur.training.trainer import Progress, Trainer, initial_network
+from streamdeblur.training.trainer import Trainer
 from streamdeblur.training.validation import Scores
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.options import common
 from streamdeblur.cli.training import ShownRun
 
 
@@ -28,8 +28,7 @@ from streamdeblur.cli.training import ShownRun
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N.")
 @click.option("--threads", type=click.IntRange(1), default=None, help="CPU threads of the network.")
 @click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-@click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
+@common
 def ablate(
     config: str,
     output: str,
@@ -81,5 +80,4 @@ def ablate(
             out.print(table)
     if results.stopped:
         console.print(f"stopped ({results.stopped}); the same command goes on", markup=False, highlight=False)
-        return 128 + int(signal.Signals[results.stopped])
-    return 0
+    return results.exit_code

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamdeblur.cli.console import make_console, set_up_logging
-from streamdeblur.cli.options import gather, model_options
+from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.state import Snapshot
 
@@ -30,8 +30,7 @@ _SHOWN = 12
 @click.option("--dry-run", is_flag=True, help="Print the plan and an estimate of time and disk; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON on stdout.")
 @model_options(BatchOptions)
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; warnings are still told.")
-@click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
+@common
 def batch(
     sources: tuple[str, ...],
     output: str,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
-from streamdeblur.cli.options import gather, model_options
+from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.evaluation.options import EvaluateOptions, MeasureOptions
 
 _FIELDS = EvaluateOptions.model_fields
@@ -24,8 +24,7 @@ _FIELDS = EvaluateOptions.model_fields
 @click.option("-c", "--config", help="YAML file with these options; the command line wins.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
 @model_options(MeasureOptions)
-@click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; warnings are still told.")
+@common
 def evaluate(
     data: tuple[str, ...],
     model: tuple[str, ...],

@@ -14,19 +14,12 @@ from rich.table import Table
 from streamdeblur.cli import ablation, batch, evaluation, synthesis, training
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit
-from streamdeblur.cli.options import gather, model_options
+from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.config import Interlaced, ProcessOptions
 from streamdeblur.errors import UsageError
 from streamdeblur.version import __version__
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
-def common(function: Any) -> Any:
-    """Options that every command has."""
-    function = click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")(function)
-    text = "No progress and no summary; what is lost or changed is still told, as warnings on stderr."
-    return click.option("-q", "--quiet", is_flag=True, help=text)(function)
 
 
 @click.group(context_settings=_SETTINGS)

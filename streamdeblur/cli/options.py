@@ -20,6 +20,13 @@ _SHORT = {"model": "-m", "weights": "-w"}
 _BARE = {"ray": "local"}
 
 
+def common(function: Any) -> Any:
+    """Options that every command has."""
+    function = click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")(function)
+    text = "No progress and no summary; what is lost or changed is still told, as warnings on stderr."
+    return click.option("-q", "--quiet", is_flag=True, help=text)(function)
+
+
 def model_options(model: type[StrictModel]) -> Callable[[F], F]:
     """A decorator that adds an option for every field; what is not given stays None and out of the values."""
 

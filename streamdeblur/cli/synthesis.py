@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
-from streamdeblur.cli.options import gather, model_options
+from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.training.synthesis.options import SynthesizeOptions
 
 
@@ -18,8 +18,7 @@ from streamdeblur.training.synthesis.options import SynthesizeOptions
 @click.option("-c", "--config", help="YAML file with these options; the command line wins.")
 @click.option("--json", "as_json", is_flag=True, help="Print a summary as JSON on stdout.")
 @model_options(SynthesizeOptions)
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; warnings are still told.")
-@click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
+@common
 def synthesize(
     source: str, output: str, config: str | None, as_json: bool, quiet: bool, debug: bool, **given: Any
 ) -> None:

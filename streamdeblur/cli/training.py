@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import click
 
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.options import common
 from streamdeblur.errors import UsageError
-
-
-def _common(function: Any) -> Any:
-    function = click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")(function)
-    return click.option("-q", "--quiet", is_flag=True, help="No progress.")(function)
 
 
 @click.command()
@@ -33,7 +28,7 @@ def _common(function: Any) -> Any:
 @click.option("--fresh", is_flag=True, help="Refuse a folder that holds a run already.")
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as JSON (for machines without YAML) and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON on stdout.")
-@_common
+@common
 def train(
     config: str,
     output: str,
@@ -106,12 +101,7 @@ def train(
             "" if outcome.best is None else f", best validation {outcome.best:.2f} dB in {folder / 'best.safetensors'}"
         )
         console.print(f"{folder}: step {outcome.step}, {how}{best}", markup=False, highlight=False)
-    return exit_code(outcome)
-
-
-def exit_code(outcome: Any) -> int:
-    """0, or that of the signal which stopped a run."""
-    return 128 + int(signal.Signals[outcome.stopped]) if outcome.stopped.startswith("SIG") else 0
+    return outcome.exit_code
 
 
 class ShownRun:
@@ -142,7 +132,7 @@ class ShownRun:
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change the configuration: count=2000.")
 @click.option("--overwrite", is_flag=True, help="Replace shards that lie there.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON on stdout.")
-@_common
+@common
 def prepare(
     config: str | None,
     pairs: str | None,

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ from streamdeblur.models.mimo_unet import MIMOUNetConfig, network_from_state, pa
 from streamdeblur.restore.engine import resolve_device, resolve_precision
 from streamdeblur.training.config import apply_changes, parse
 from streamdeblur.training.feeds import open_validation
+from streamdeblur.training.networks import architecture
+from streamdeblur.training.outcome import Observer
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.run import run_training
-from streamdeblur.training.trainer import Observer, architecture
 from streamdeblur.training.validation import Scores, validate
 
 log = logging.getLogger(__name__)
@@ -109,6 +111,11 @@ class Results:
 
     rows: tuple[RowResult, ...]
     stopped: str
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process that ran it: 0, or 128 and the number of the signal that stopped it."""
+        return 128 + int(signal.Signals[self.stopped]) if self.stopped else 0
 
     def of(self, table: Table) -> list[dict[str, Any]]:
         """The rows of a table, plain. ``against``: dB to the table's full network, ours and the paper's."""
@@ -214,10 +221,13 @@ def run_study(
         kept = _kept(folder, row)
         result = _finished(kept, row, recipe, study.minutes)
         if result is None:
+            _refuse_other(kept, folder / row.name, row, recipe)
             if begin is not None:
                 begin(row, number, len(study.rows))
             spent = float(kept.get("seconds", 0.0)) if kept else 0.0
             left = max(1e-6, study.minutes - spent / 60) if study.minutes else None
+            asked = {"recipe": json.loads(recipe.to_json()), "minutes": study.minutes}
+            _keep(folder, row, {**asked, "seconds": spent})
             outcome = run_training(
                 recipe,
                 folder / row.name,
@@ -230,7 +240,7 @@ def run_study(
             spent += outcome.seconds
             if outcome.stopped.startswith("SIG"):
                 stopped = outcome.stopped
-                _keep(folder, row, {"seconds": spent})
+                _keep(folder, row, {**asked, "seconds": spent})
                 break
             scores = outcome.scores if outcome.finished else None
             scores = scores or _score(recipe, folder / row.name, device)
@@ -244,7 +254,7 @@ def run_study(
                 seconds=spent,
             )
             values = {k: v for k, v in dataclasses.asdict(result).items() if k != "row"}
-            _keep(folder, row, {**values, "recipe": json.loads(recipe.to_json()), "minutes": study.minutes})
+            _keep(folder, row, {**values, **asked})
         done.append(result)
         write_tables(Results(tuple(done), stopped), folder)
     return Results(tuple(done), stopped)
@@ -278,9 +288,29 @@ def _kept(folder: Path, row: Row) -> dict[str, Any] | None:
 
 def _finished(kept: dict[str, Any] | None, row: Row, recipe: Recipe, minutes: float) -> RowResult | None:
     """The result of an earlier call, if it was of the same recipe and budget."""
-    if not kept or kept.get("recipe") != json.loads(recipe.to_json()) or kept.get("minutes") != minutes:
+    if (
+        not kept
+        or "psnr" not in kept
+        or kept.get("recipe") != json.loads(recipe.to_json())
+        or kept.get("minutes") != minutes
+    ):
         return None
     return RowResult(row, **{f.name: kept[f.name] for f in dataclasses.fields(RowResult) if f.name != "row"})
+
+
+def _refuse_other(kept: dict[str, Any] | None, run: Path, row: Row, recipe: Recipe) -> None:
+    """A run of another recipe would give its result for this one's; more steps or minutes only go on with it."""
+    before = (kept or {}).get("recipe")
+    if not isinstance(before, dict) or not run.exists():
+        return
+    now = json.loads(recipe.to_json())
+    free = ("steps", "log_every", "state", "validation")
+    other = [key for key in now if key not in free and before.get(key) != now[key]]
+    if other:
+        raise UsageError(
+            f"{run} holds row {row.name} of a recipe with another {', '.join(other)}",
+            "choose another folder, or remove that one",
+        )
 
 
 def _keep(folder: Path, row: Row, values: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -20,10 +19,11 @@ from streamdeblur.errors import StreamdeblurError
 from streamdeblur.restore.engine import resolve_device
 from streamdeblur.training.batches import ShardBatches
 from streamdeblur.training.monitor import JsonLog
+from streamdeblur.training.outcome import Observer, Progress
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.shards import Shard
 from streamdeblur.training.state import make_folder
-from streamdeblur.training.trainer import Observer, Progress, Trainer
+from streamdeblur.training.trainer import Trainer
 from streamdeblur.training.validation import Scores
 
 log = logging.getLogger("streamdeblur.training.bare")
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type == "cuda":
         log.info("largest memory %.1f GiB", torch.cuda.max_memory_allocated(device) / 2**30)
     log.info("stopped at step %d%s", outcome.step, f": {outcome.stopped}" if outcome.stopped else "")
-    return 128 + int(signal.Signals[outcome.stopped]) if outcome.stopped.startswith("SIG") else 0
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Sources give uint8 crops; ``augment`` cuts, flips and rotates them on the device
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamdeblur.errors import InputError, UsageError
+from streamdeblur.errors import InputError, StreamdeblurError, UsageError
 from streamdeblur.training.recipe import Data
 from streamdeblur.training.shards import Shard, count_pairs, find_shards, load_crops
 
@@ -38,6 +39,27 @@ class Batches(Protocol):
 
     def close(self) -> None:
         """End threads and processes."""
+
+
+class Ahead:
+    """Runs an iterator one item ahead in a thread; its exception is raised where the item is taken."""
+
+    def __init__(self, source: Iterator[tuple[Tensor, Tensor]]) -> None:
+        self._source = source
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        self._next = self._pool.submit(next, source)
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        item = self._next.result()
+        self._next = self._pool.submit(next, self._source)
+        return item
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            with contextlib.suppress(StreamdeblurError, RuntimeError):
+                close()
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:

@@ -22,8 +22,8 @@ from streamdeblur.training.shards import SUFFIX, Shard
 from streamdeblur.training.synthesis.sources import CropSource, PairsSource, open_source
 from streamdeblur.training.validation import Pairs
 
-#: Streams of random numbers of the sources (``batches`` has others).
-_SAMPLE, _PAIRS = 3, 4
+#: Streams of random numbers of the sources (``batches`` has 1 and 2, ``trainer`` 4).
+_SAMPLE, _PAIRS = 3, 5
 
 
 class Mixture:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from streamdeblur.errors import OutputError
+from streamdeblur.training.outcome import Progress
 from streamdeblur.training.state import make_folder
-from streamdeblur.training.trainer import Progress
 from streamdeblur.training.validation import Scores
 
 log = logging.getLogger(__name__)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from streamdeblur.errors import OutputError
+from streamdeblur.errors import OutputError, StreamdeblurError
 from streamdeblur.training.codec import Picture
 from streamdeblur.training.feeds import Mixture, one_thread
 from streamdeblur.training.pairs import find_pairs, read_pair
 from streamdeblur.training.recipe import Preparation
 from streamdeblur.training.shards import SUFFIX, ShardWriter
 from streamdeblur.version import __version__
+
+#: Folder beside the shards in which they grow.
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,18 @@ class Prepared:
     bytes: int
 
 
-class _Crops(torch.utils.data.Dataset[tuple[str, Picture, Picture]]):
+class _Crops(torch.utils.data.Dataset[tuple[str, Picture, Picture] | StreamdeblurError]):
     def __init__(self, mixture: Mixture, count: int) -> None:
         self._mixture, self._count = mixture, count
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> tuple[str, Picture, Picture]:
-        return self._mixture.sample(index)
+    def __getitem__(self, index: int) -> tuple[str, Picture, Picture] | StreamdeblurError:
+        try:
+            return self._mixture.sample(index)
+        except StreamdeblurError as e:  # to be raised where it is one line, not as a traceback of a worker's
+            return e
 
 
 def prepare_crops(
@@ -49,10 +57,13 @@ def prepare_crops(
 ) -> Prepared:
     """Make ``recipe.count`` crops from its sources and write them to shards in ``folder``; the same for the same seed.
 
-    Raises OutputError if shards lie there already and ``overwrite`` is not set.
+    They get their names together, at the end. Raises OutputError if shards lie there already and ``overwrite`` is not
+    set.
     """
-    mixture = Mixture(recipe.sources, recipe.size, recipe.seed)  # finds what is missing before anything is removed
-    _clear(folder, overwrite)
+    mixture = Mixture(recipe.sources, recipe.size, recipe.seed)
+    there = _shards(folder)
+    if there and not overwrite:
+        raise OutputError(f"{folder} holds {len(there)} shards", "--overwrite replaces them")
     loader = torch.utils.data.DataLoader(
         _Crops(mixture, recipe.count),
         batch_size=None,
@@ -65,13 +76,23 @@ def prepare_crops(
     )
     about = {"recipe": json.dumps(asdict(recipe)), "created_by": f"streamdeblur {__version__}"}
     counts: dict[str, int] = {}
-    with ShardWriter(folder, quality=recipe.quality, part_mib=recipe.part_mib, about=about) as writer:
-        for done, (source, blur, sharp) in enumerate(loader, start=1):
-            writer.add(blur, sharp, f"{source}/{done - 1}")
-            counts[source] = counts.get(source, 0) + 1
-            if progress is not None:
-                progress(done, recipe.count)
-    return _result(writer, counts)
+    partial = folder / f"{_PARTIAL}-{os.getpid()}"
+    try:
+        with ShardWriter(partial, quality=recipe.quality, part_mib=recipe.part_mib, about=about) as writer:
+            for done, item in enumerate(loader, start=1):
+                if isinstance(item, StreamdeblurError):
+                    raise item
+                source, blur, sharp = item
+                writer.add(blur, sharp, f"{source}/{done - 1}")
+                counts[source] = counts.get(source, 0) + 1
+                if progress is not None:
+                    progress(done, recipe.count)
+        for path in _shards(folder):
+            path.unlink()
+        files = [path.rename(folder / path.name) for path in writer.written]
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return _result(files, counts)
 
 
 def prepare_pairs(
@@ -87,21 +108,16 @@ def prepare_pairs(
             writer.add(*read_pair(pair), pair.name)
             if progress is not None:
                 progress(done, len(found))
-    return _result(writer, {pairs.name: len(found)})
+    return _result(writer.written, {pairs.name: len(found)})
 
 
 def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _clear(folder: Path, overwrite: bool) -> None:
-    there = sorted(folder.glob(f"crops-*{SUFFIX}")) if folder.is_dir() else []
-    if there and not overwrite:
-        raise OutputError(f"{folder} holds {len(there)} shards", "--overwrite replaces them")
-    for path in there:
-        path.unlink()
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"crops-*{SUFFIX}")) if folder.is_dir() else []
 
 
-def _result(writer: ShardWriter, counts: dict[str, int]) -> Prepared:
-    files = tuple(writer.written)
-    return Prepared(files, sum(counts.values()), counts, sum(p.stat().st_size for p in files))
+def _result(files: Sequence[Path], counts: dict[str, int]) -> Prepared:
+    return Prepared(tuple(files), sum(counts.values()), counts, sum(p.stat().st_size for p in files))

@@ -27,9 +27,10 @@ import ray.exceptions
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WorkerError
 from streamdeblur.runtime.pool import one_line
 from streamdeblur.runtime.ray_pool import check_address, signal_handlers_kept
+from streamdeblur.training.outcome import Observer, Outcome, Progress
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.run import run_training
-from streamdeblur.training.trainer import HURRY_AFTER, Observer, Outcome, Progress
+from streamdeblur.training.stopping import HURRY_AFTER
 from streamdeblur.training.validation import Scores
 
 log = logging.getLogger(__name__)

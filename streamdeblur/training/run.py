@@ -14,9 +14,10 @@ import torch.distributed as dist
 from streamdeblur.restore.engine import resolve_device
 from streamdeblur.training.feeds import open_batches, open_validation
 from streamdeblur.training.monitor import open_observers
+from streamdeblur.training.outcome import Observer, Outcome
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.state import make_folder
-from streamdeblur.training.trainer import Observer, Outcome, Trainer
+from streamdeblur.training.trainer import Trainer
 
 
 def run_training(

@@ -11,14 +11,11 @@ import contextlib
 import dataclasses
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,24 +23,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from streamdeblur.errors import StreamdeblurError, TrainingError, UsageError
-from streamdeblur.models import registry
+from streamdeblur.errors import TrainingError, UsageError
 from streamdeblur.models.checkpoint import Metadata, save_checkpoint
-from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig, network_from_state
-from streamdeblur.models.random_weights import random_state
 from streamdeblur.restore.engine import resolve_precision
-from streamdeblur.training.batches import Batches, augment, generator
+from streamdeblur.training.batches import Ahead, Batches, augment, generator
 from streamdeblur.training.losses import DeblurLoss
+from streamdeblur.training.meter import Meter
+from streamdeblur.training.networks import Averaged, initial_network
 from streamdeblur.training.optimizers import make_optimizer
+from streamdeblur.training.outcome import Observer, Outcome, Progress
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.schedule import rate_factor
 from streamdeblur.training.state import has_state, load_state, make_folder, save_state
+from streamdeblur.training.stopping import Stop, World
 from streamdeblur.training.validation import Pairs, Scores, validate
 
 log = logging.getLogger(__name__)
-
-#: Seconds after the first signal from which Ctrl-C stops without saving.
-HURRY_AFTER = 2.0
 
 #: Keys of a recipe that don't shape the weights; changes of the others go into the checkpoint's history.
 _NO_HISTORY = (
@@ -55,174 +50,8 @@ _NO_HISTORY = (
     "data.workers",
 )
 
-#: Stream of random numbers of dropout (``batches`` and ``feeds`` have others).
+#: Stream of random numbers of dropout (``batches`` has 1 and 2, ``feeds`` 3 and 5).
 _DROPOUT = 4
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A snapshot of a run. step: steps done; loss, parts, rate, norm: means since the last snapshot.
-
-    images_per_second over all processes; waiting: share of the time spent waiting for data.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    parts: dict[str, float]
-    rate: float
-    norm: float
-    images_per_second: float
-    waiting: float
-    seconds: float
-    best: float | None
-
-
-class Observer(Protocol):
-    """Told what happens, on the main process only."""
-
-    def on_progress(self, progress: Progress) -> None: ...
-
-    def on_validation(self, step: int, scores: Scores) -> None: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a call of ``train`` ended. finished: all steps are done; stopped: why not, else ""."""
-
-    step: int
-    finished: bool
-    stopped: str
-    scores: Scores | None
-    best: float | None
-    folder: Path
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "step": self.step,
-            "finished": self.finished,
-            "stopped": self.stopped,
-            "best": self.best,
-            "seconds": round(self.seconds, 1),
-            "folder": str(self.folder),
-            "scores": None if self.scores is None else self.scores.as_dict(),
-        }
-
-
-@dataclass(frozen=True)
-class World:
-    """Which process this is. device: where it trains."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def main(self) -> bool:
-        return self.rank == 0
-
-
-def architecture(recipe: Recipe) -> MIMOUNetConfig:
-    """The network that a recipe trains. Raises UsageError for a variant without one or a wrong switch."""
-    variant = registry.resolve(recipe.model)
-    if variant.config is None or variant.ensemble:
-        raise UsageError(f"model {recipe.model} is not trained", "train mimo-unet, -small or -plus")
-    try:
-        return recipe.config(variant.config)
-    except ValueError as e:
-        raise UsageError(f"architecture of {recipe.model}: {e}") from e
-
-
-def initial_network(recipe: Recipe) -> MIMOUNet:
-    """The network before the first step: from ``recipe.start``, else random from ``recipe.seed``; float32, CPU."""
-    config = architecture(recipe)
-    if recipe.start:
-        state, metadata = registry.read_weights(recipe.start)
-        different = metadata.config.differences(config)
-        if different:
-            raise UsageError(
-                f"{recipe.start} has another architecture: {', '.join(different)} in the recipe",
-                "set model and architecture to what the checkpoint holds",
-            )
-        return network_from_state(config, state)
-    if recipe.init == "scaled":
-        return network_from_state(config, random_state(config, recipe.seed))
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        return MIMOUNet(config)
-
-
-class Averaged:
-    """An exponential moving average of a network's parameters, in float32, with a network of its own to run it.
-
-    The decay rises as (1 + n) / (10 + n) over the updates, so that an early average does not hold the beginning.
-    """
-
-    def __init__(self, net: MIMOUNet, decay: float) -> None:
-        self.decay = decay
-        self.net = network_from_state(net.config, {k: v.detach().clone() for k, v in net.state_dict().items()})
-        self.net.requires_grad_(False)
-        self._mine: list[Tensor] = list(self.net.parameters())
-        self._source: list[Tensor] = list(net.parameters())
-
-    @torch.no_grad()
-    def update(self, updates: int) -> None:
-        decay = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(self._mine, self._source, 1 - decay)
-
-
-class _Stop:
-    """Whether to stop after this step: SIGTERM or SIGINT, or the time is up. Signals only on the main thread.
-
-    asked: gives the number of a signal that came by another way, 0 for none.
-    """
-
-    def __init__(self, max_minutes: float | None, asked: Callable[[], int]) -> None:
-        self._asked = asked
-        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self._signal = 0
-        self._since = 0.0
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *rest: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Only a second Ctrl-C, and not one that came along with the first (a terminal and a launcher both send it), may
-        # cost the state; SIGTERM often comes twice, from a supervisor and to the process group.
-        if self._signal and number == signal.SIGINT and time.monotonic() - self._since > HURRY_AFTER:
-            raise KeyboardInterrupt
-        if not self._signal:
-            self._signal, self._since = number, time.monotonic()
-
-    @property
-    def signalled(self) -> bool:
-        """Whether this process got a signal."""
-        return bool(self._signal or self._asked())
-
-    def reason(self, world: World) -> str:
-        """Why to stop, "" to go on; the same on every process."""
-        code = (
-            self._signal
-            or self._asked()
-            or (1000 if self._deadline is not None and time.monotonic() >= self._deadline else 0)
-        )
-        if world.size > 1:
-            flag = torch.tensor([code], device=world.device)
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            code = int(flag)
-        return "" if not code else "the time is up" if code == 1000 else signal.Signals(code).name
 
 
 class Trainer:
@@ -252,7 +81,7 @@ class Trainer:
         self._batches, self._validation = batches, validation
         self._observers = observers if self.world.main else ()
         # A run that goes on brings its own weights; the checkpoint that it began from may be gone.
-        begun = has_state(folder / "last")
+        begun = self._begun()
         net = initial_network(dataclasses.replace(recipe, start="") if begun else recipe)
         self._dtype = resolve_precision(recipe.precision, device, net)
         self.net = net.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -268,20 +97,23 @@ class Trainer:
         self._history: list[str] = []  # what was otherwise in earlier sessions of the run
         self._validated: int | None = None  # the step of the last validation
         self._warm_from: int | None = None
-        self._resume()
+        if begun:
+            self._resume()
         self._run = self._prepare()
 
     # --- state -------------------------------------------------------------------------------------------------------
 
-    def _resume(self) -> None:
-        last = self.folder / "last"
-        if self.world.main:
-            has_state(last)  # finishes a cut-off replacement, before the others look
+    def _begun(self) -> bool:
+        """Whether there is a state to resume from; the same on every process."""
+        begun = self.world.main and has_state(self.folder / "last")  # finishes a cut-off replacement
         if self.world.size > 1:
-            dist.barrier()
-        if not has_state(last):
-            return
-        tensors, values = load_state(last)
+            flag = torch.tensor([int(begun)], device=self.world.device)
+            dist.broadcast(flag, 0)
+            begun = bool(flag)
+        return begun
+
+    def _resume(self) -> None:
+        tensors, values = load_state(self.folder / "last")
         if values["architecture"] != asdict(self.net.config):
             raise UsageError(
                 f"{self.folder} holds a run of another architecture than the recipe's", "choose another folder"
@@ -429,10 +261,12 @@ class Trainer:
         stopped = ""
         make_folder(self.folder)
         if world.main:
-            (self.folder / "recipe.json").write_text(r.to_json(), encoding="utf-8")
-        meter = _Meter()
+            partial = self.folder / "recipe.json.partial"
+            partial.write_text(r.to_json(), encoding="utf-8")
+            partial.replace(self.folder / "recipe.json")
+        meter = Meter()
         pending: _Done | None = None
-        with _Stop(max_minutes, asked) as stop, contextlib.closing(_Ahead(self._feed())) as feed:
+        with Stop(max_minutes, asked) as stop, contextlib.closing(Ahead(self._feed())) as feed:
             if self.step >= r.steps and self._validation and self._validated != self.step:
                 scores = self._validate(stop)  # was stopped after its last step
                 stopped = stop.reason(world)
@@ -459,7 +293,7 @@ class Trainer:
                     self._check(pending)
                     pending = None
                     self._report(meter, started)
-                    meter = _Meter()
+                    meter = Meter()
                 # Several processes must agree; on GPUs that would wait for the step in hand every time.
                 ask = world.size == 1 or world.device.type == "cpu" or self.step % 10 == 0
                 stopped = stop.reason(world) if ask else ""
@@ -467,14 +301,14 @@ class Trainer:
                 if self._validation and due and not stopped:
                     self._check(pending)
                     pending = None
-                    scores = self._validate(stop) or scores
+                    with meter.paused():
+                        scores = self._validate(stop) or scores
                     stopped = stop.reason(world)
-                    meter.restart()
                 if self.step % r.state.every == 0 or self.step == r.steps or stopped:
                     self._check(pending)
                     pending = None
-                    self.save()
-                    meter.restart()
+                    with meter.paused():
+                        self.save()
                 if stopped:
                     break
         finished = self.step >= r.steps and (not self._validation or self._validated == self.step)
@@ -510,13 +344,25 @@ class Trainer:
             "lower lr or set clip; the state before it is kept",
         )
 
-    def _report(self, meter: _Meter, started: float) -> None:
+    def _report(self, meter: Meter, started: float) -> None:
         if self.world.main:
-            progress = meter.progress(self, started)
+            means = meter.means()
+            progress = Progress(
+                step=self.step,
+                steps=self.recipe.steps,
+                loss=means["loss"],
+                parts={k.removeprefix("part/"): v for k, v in means.items() if k.startswith("part/")},
+                rate=self._optimizer.param_groups[0]["lr"],
+                norm=means["norm"],
+                images_per_second=meter.steps * self.recipe.data.batch * self.world.size / meter.seconds,
+                waiting=meter.waited / meter.seconds,
+                seconds=time.monotonic() - started,
+                best=self.best,
+            )
             for observer in self._observers:
                 observer.on_progress(progress)
 
-    def _validate(self, stop: _Stop) -> Scores | None:
+    def _validate(self, stop: Stop) -> Scores | None:
         """On the main process; None on the others, or where a signal cut it short. The others wait in what follows."""
         scores = None
         if self.world.main:
@@ -549,66 +395,6 @@ class _Done(NamedTuple):
     norm: Tensor
     blur: Tensor
     sharp: Tensor
-
-
-class _Meter:
-    """Means between two reports; sums stay on the device until they are asked for."""
-
-    def __init__(self) -> None:
-        self.waited = 0.0
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._since = time.monotonic()
-        self._paused = 0.0
-
-    def add(self, loss: Tensor, parts: dict[str, Tensor], norm: Tensor) -> None:
-        for key, value in {"loss": loss, "norm": norm, **{f"part/{k}": v for k, v in parts.items()}}.items():
-            self._sums[key] = self._sums[key] + value if key in self._sums else value
-        self._steps += 1
-
-    def restart(self) -> None:
-        """Forget what was measured so far: something else than training took time."""
-        self.__init__()  # type: ignore[misc]
-
-    def progress(self, trainer: Trainer, started: float) -> Progress:
-        means = {k: float(v) / self._steps for k, v in self._sums.items()}
-        seconds = time.monotonic() - self._since
-        r = trainer.recipe
-        return Progress(
-            step=trainer.step,
-            steps=r.steps,
-            loss=means["loss"],
-            parts={k.removeprefix("part/"): v for k, v in means.items() if k.startswith("part/")},
-            rate=trainer._optimizer.param_groups[0]["lr"],
-            norm=means["norm"],
-            images_per_second=self._steps * r.data.batch * trainer.world.size / seconds,
-            waiting=self.waited / seconds,
-            seconds=time.monotonic() - started,
-            best=trainer.best,
-        )
-
-
-class _Ahead:
-    """Runs an iterator one item ahead in a thread; its exception is raised where the item is taken."""
-
-    def __init__(self, source: Iterator[tuple[Tensor, Tensor]]) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        self._source = source
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
-        self._next = self._pool.submit(next, source)
-
-    def __next__(self) -> tuple[Tensor, Tensor]:
-        item = self._next.result()
-        self._next = self._pool.submit(next, self._source)
-        return item
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        close = getattr(self._source, "close", None)
-        if close is not None:
-            with contextlib.suppress(StreamdeblurError, RuntimeError):
-                close()
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -224,8 +224,8 @@ def test_two_processes_are_one_with_twice_the_batch(place: Path) -> None:
 
 def tensors_at_start(place: Path) -> dict[str, torch.Tensor]:
     from streamdeblur.training.config import load
+    from streamdeblur.training.networks import initial_network
     from streamdeblur.training.recipe import Recipe
-    from streamdeblur.training.trainer import initial_network
 
     return initial_network(load(Recipe, place / "r.yaml")).state_dict()
 

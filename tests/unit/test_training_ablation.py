@@ -20,7 +20,7 @@ from streamdeblur.errors import ConfigError, InputError, UsageError
 from streamdeblur.models.checkpoint import load_checkpoint
 from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig
 from streamdeblur.training.ablation import ROWS, load_study, run_study
-from streamdeblur.training.trainer import architecture
+from streamdeblur.training.networks import architecture
 from streamdeblur.training.validation import psnr8, restore
 from tests.training import pair, write_pairs, write_shards
 
@@ -195,6 +195,8 @@ def test_a_study_goes_on_row_by_row(place: Path) -> None:
     assert len(begun) == 4
     go(load_study("a.yaml", ["steps=4"], rows=["sum"]))  # another budget is another result
     assert begun[4:] == ["sum"]
+    with pytest.raises(UsageError, match="holds row sum of a recipe with another optimizer"):
+        go(load_study("a.yaml", ["optimizer.lr=1e-5"], rows=["sum"]))
     (place / "s" / "sum.json").write_text("{")
     with pytest.raises(InputError, match=r"sum\.json can't be read"):
         go()

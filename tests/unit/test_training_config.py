@@ -9,8 +9,8 @@ import pytest
 from streamdeblur.errors import ConfigError
 from streamdeblur.models import registry
 from streamdeblur.training.config import load, parse
+from streamdeblur.training.networks import architecture
 from streamdeblur.training.recipe import Preparation, Recipe, Schedule
-from streamdeblur.training.trainer import architecture
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

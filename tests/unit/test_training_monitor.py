@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from streamdeblur.training.monitor import JsonLog, TensorBoard, open_observers
-from streamdeblur.training.trainer import Progress
+from streamdeblur.training.outcome import Progress
 from streamdeblur.training.validation import Scores, SetScore, Strip
 
 PROGRESS = Progress(

@@ -24,9 +24,11 @@ from streamdeblur.models.random_weights import random_state
 from streamdeblur.training import trainer as module
 from streamdeblur.training.batches import ShardBatches, augment
 from streamdeblur.training.feeds import SampledBatches
+from streamdeblur.training.networks import Averaged, architecture, initial_network
+from streamdeblur.training.outcome import Outcome
 from streamdeblur.training.recipe import Data, Loss, Optimizer, Recipe, Schedule, Source, StateOptions, Validation
 from streamdeblur.training.state import load_state
-from streamdeblur.training.trainer import Averaged, Outcome, Trainer, initial_network
+from streamdeblur.training.trainer import Trainer
 from streamdeblur.training.validation import Pairs, Scores, SetScore, psnr8, restore, validate
 from tests.training import TINY, pair, recipe, write_pairs, write_shards
 
@@ -492,4 +494,4 @@ def test_the_score_is_the_mean_over_the_sets() -> None:
 def test_published_size_is_not_needed_to_resume() -> None:
     """The default recipe trains the paper's network."""
     r = Recipe(data=Data(shards=("x",)), steps=1)
-    assert module.architecture(r) == MIMO_UNET
+    assert architecture(r) == MIMO_UNET
