@@ -49,6 +49,7 @@ def train(
     """Train a network, or go on with a run. Ctrl-C or SIGTERM saves its state and stops."""
     from streamdeblur.training.config import load
     from streamdeblur.training.recipe import Recipe
+    from streamdeblur.training.state import has_state
 
     console = make_console()
     set_up_logging(console, debug=debug)
@@ -64,7 +65,7 @@ def train(
     folder = Path(output)
     main = os.environ.get("RANK", "0") == "0"  # of several under torchrun, one speaks
     quiet, as_json = quiet or not main, as_json and main
-    if fresh and (folder / "last").exists():
+    if fresh and has_state(folder / "last"):
         raise UsageError(f"{folder} holds a run already", "leave --fresh out to go on with it")
     with Reporter(console, quiet=quiet, unit="steps") as reporter:
         observer = ShownRun(reporter, console, quiet)

@@ -83,7 +83,10 @@ class ShardBatches:
             raise UsageError("the recipe has sources and no shards", "make shards with prepare and name them")
         self._files = find_shards(data.shards)
         self._counts = count_pairs(self._files)
-        height, width = Shard(self._files[0]).pair(0)[0].shape[:2]
+        first = Shard(self._files[0])
+        if first.whole_images:
+            raise UsageError(f"{self._files[0]} holds whole images for validation", "make crops with prepare --config")
+        height, width = first.pair(0)[0].shape[:2]
         if height != width:
             raise UsageError(
                 f"pictures in {self._files[0]} are {width}x{height}, training crops are square",

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from streamdeblur.errors import InputError, UnreadableInput, UsageError
+from streamdeblur.training.pictures import read_picture
 
 Split = Literal["train", "test"]
 LAYOUTS = ("auto", "plain", "gopro", "gopro_gamma", "realblur_j", "realblur_r", "hide", "reds")
 
+_HINT = "replace it or take its pair out of the set"
 _PARTS = ("train", "test", "val")
 _SIDES = ("blur", "blur_gamma", "sharp")
 _FOREIGN = (".", "@", "__MACOSX")
@@ -80,18 +81,10 @@ def find_pairs(root: str | Path, layout: str = "auto", split: Split = "train") -
 
 def read_pair(pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """(blur, sharp), both (H, W, 3) uint8 R'G'B'. Raises UnreadableInput, and InputError where sizes differ."""
-    blur, sharp = _read(pair.blur), _read(pair.sharp)
+    blur, sharp = (read_picture(path, _HINT) for path in (pair.blur, pair.sharp))
     if blur.shape != sharp.shape:
         raise _differ(pair, blur.shape[1::-1], sharp.shape[1::-1])
     return blur, sharp
-
-
-def _read(path: Path) -> npt.NDArray[np.uint8]:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        cause = "can't be decoded" if path.is_file() else "is not there"
-        raise UnreadableInput(f"picture {path} {cause}", "replace it or take its pair out of the set")
-    return np.ascontiguousarray(picture[..., ::-1])
 
 
 def _differ(pair: Pair, blur: object, sharp: object) -> InputError:

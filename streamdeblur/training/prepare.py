@@ -17,7 +17,7 @@ from streamdeblur.training.codec import Picture
 from streamdeblur.training.feeds import Mixture, one_thread
 from streamdeblur.training.pairs import find_pairs, read_pair
 from streamdeblur.training.recipe import Preparation
-from streamdeblur.training.shards import SUFFIX, ShardWriter
+from streamdeblur.training.shards import SUFFIX, WHOLE_IMAGES, ShardWriter
 from streamdeblur.version import __version__
 
 #: Folder beside the shards in which they grow.
@@ -103,7 +103,8 @@ def prepare_pairs(
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists", "--overwrite replaces it")
     found = find_pairs(pairs, split="test")
-    with ShardWriter(folder, pairs.name, quality=0, part_mib=2**20) as writer:
+    about = {"content": WHOLE_IMAGES}
+    with ShardWriter(folder, pairs.name, quality=0, part_mib=2**20, about=about) as writer:
         for done, pair in enumerate(found, start=1):
             writer.add(*read_pair(pair), pair.name)
             if progress is not None:

@@ -24,6 +24,8 @@ from streamdeblur.training.codec import Picture, decode, encode
 
 FORMAT = "streamdeblur-shard"
 SUFFIX = ".shard"
+#: Of the metadata key "content" of validation shards.
+WHOLE_IMAGES = "whole images"
 
 
 @dataclass
@@ -103,6 +105,7 @@ class Shard:
                 self._data: bytes = handle.get_tensor("data").numpy().tobytes()
                 self._offsets: list[int] = handle.get_tensor("offsets").tolist()
                 self.names: list[str] = json.loads(metadata["names"])
+                self.whole_images = metadata.get("content") == WHOLE_IMAGES
         except (OSError, ValueError, KeyError, SafetensorError) as e:
             raise UnreadableInput(f"shard {self.path} can't be read: {e}", "check the path, or prepare it again") from e
         if len(self._offsets) != 2 * len(self.names) + 1 or self._offsets[-1] != len(self._data):

@@ -15,6 +15,7 @@ from streamdeblur.errors import InputError, StreamdeblurError, UsageError
 from streamdeblur.training.batches import ShardBatches, augment
 from streamdeblur.training.feeds import SampledBatches
 from streamdeblur.training.recipe import Data, Source
+from streamdeblur.training.shards import ShardWriter
 from tests.training import pair, write_pairs, write_shards
 
 TINY = 1e-9  # GB: one shard a group
@@ -114,9 +115,13 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ShardBatches(data(folder), seed=0, world=2)
     from streamdeblur.training.prepare import prepare_pairs
 
-    made = prepare_pairs(write_pairs(tmp_path / "pairs"), tmp_path / "whole")
-    with pytest.raises(UsageError, match="36x40, training crops are square"):
+    made = prepare_pairs(write_pairs(tmp_path / "pairs", size=(32, 32)), tmp_path / "whole")
+    with pytest.raises(UsageError, match="holds whole images for validation"):
         ShardBatches(data(made.files[0]), seed=0)
+    with ShardWriter(tmp_path / "oblong") as writer:
+        writer.add(*pair(0, (40, 36)), "a")
+    with pytest.raises(UsageError, match="36x40, training crops are square"):
+        ShardBatches(data(writer.written[0]), seed=0)
 
 
 @pytest.mark.parametrize("memory", [4.0, TINY])

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamdeblur.errors import InputError, UnreadableInput, UsageError
+from streamdeblur.training.pictures import read_picture
 from streamdeblur.training.synthesis.flow import FrameMeasure, measure, usable_centers
 from streamdeblur.training.synthesis.response import Picture
 from streamdeblur.video.simple import read_rgb
@@ -26,14 +27,6 @@ _HELD = 512 << 20  # bytes of one video, compressed without loss
 def is_picture(path: Path) -> bool:
     """True for a file name that ends like a picture."""
     return path.suffix.lower() in PICTURES
-
-
-def read_picture(path: Path) -> Picture:
-    """(H, W, 3) uint8 R'G'B' of a picture file, upright. Raises UnreadableInput."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise UnreadableInput(f"picture {path} can't be read", "replace it or take it out of the folder")
-    return np.ascontiguousarray(picture[..., ::-1])
 
 
 def list_pictures(path: Path) -> list[Path]:

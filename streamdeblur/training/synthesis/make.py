@@ -27,10 +27,11 @@ import numpy.typing as npt
 
 from streamdeblur.config import parse
 from streamdeblur.errors import DiskFull, InputError, OutputError, UnreadableInput, UsageError
+from streamdeblur.training.pictures import read_picture
 from streamdeblur.training.synthesis import flow
 from streamdeblur.training.synthesis.average import average_linear, draw_count
 from streamdeblur.training.synthesis.degrade import Damage, Degradation, degrade, draw_damage
-from streamdeblur.training.synthesis.footage import VIDEOS, is_picture, list_pictures, read_picture
+from streamdeblur.training.synthesis.footage import VIDEOS, is_picture, list_pictures
 from streamdeblur.training.synthesis.options import SynthesizeOptions, span
 from streamdeblur.training.synthesis.preview import sheet
 from streamdeblur.training.synthesis.render import expose_footage, expose_still, speed_in, worth

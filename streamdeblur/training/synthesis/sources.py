@@ -20,11 +20,12 @@ import numpy.typing as npt
 
 from streamdeblur.errors import InputError, UsageError
 from streamdeblur.training.pairs import find_pairs, read_pair
+from streamdeblur.training.pictures import read_picture
 from streamdeblur.training.synthesis import flow
 from streamdeblur.training.synthesis.average import average_linear, draw_count
 from streamdeblur.training.synthesis.cache import ArrayCache
 from streamdeblur.training.synthesis.degrade import CLEAN, Degradation, degrade, draw_damage
-from streamdeblur.training.synthesis.footage import Sequence, find_sequences, list_pictures, read_picture
+from streamdeblur.training.synthesis.footage import Sequence, find_sequences, list_pictures
 from streamdeblur.training.synthesis.render import expose_footage, expose_still, scaled_region, speed_in, worth
 from streamdeblur.training.synthesis.response import (
     SHARES,
