@@ -182,13 +182,14 @@ def _crop(c: Crop, several: bool) -> str:
     box = f"left:{x:.2f}%;top:{y:.2f}%;width:{100 * c.size / c.width:.2f}%;height:{100 * c.size / c.height:.2f}%"
     where = f"{escape(c.set_name)} · {escape(c.image)}" if several else escape(c.image)
     figures = "".join(
-        f'<figure><img alt="{escape(name)}" src="{_uri(picture, "crop")}">'
+        f'<figure><img alt="{escape(name)}" src="{data_uri(picture, "crop")}">'
         f"<figcaption>{escape(name)}</figcaption></figure>"
         for name, picture in c.parts.items()
     )
     return (
-        f'<div class="crop"><div class="head"><span class="overview"><img alt="" src="{_uri(c.overview, "overview")}">'
-        f'<i style="{box}"></i></span><span>{_signed(c.gain)}<br><span class="note">{where}, {c.size}×{c.size} px at '
+        f'<div class="crop"><div class="head"><span class="overview">'
+        f'<img alt="" src="{data_uri(c.overview, "overview")}"><i style="{box}"></i></span>'
+        f'<span>{_signed(c.gain)}<br><span class="note">{where}, {c.size}×{c.size} px at '
         f'{c.x}, {c.y}</span></span></div><div class="parts">{figures}</div></div>'
     )
 
@@ -216,7 +217,8 @@ def _slider(whole: Whole, subject: str, word: str) -> str:
         )
 
     images = "".join(
-        f'<img alt="{escape(n)}" data-part="{escape(n)}"{_shown(n, subject)} src="{_uri(shrink(p, SLIDER), "whole")}">'
+        f'<img alt="{escape(n)}" data-part="{escape(n)}"{_shown(n, subject)} '
+        f'src="{data_uri(shrink(p, SLIDER), "whole")}">'
         for n, p in whole.parts.items()
     )
     return (
@@ -306,7 +308,7 @@ def _giga(m: ModelInfo) -> str:
     return "–" if m.gflop is None else f"{m.gflop:,.0f}" if m.gflop >= 10 or m.gflop == 0 else f"{m.gflop:.2g}"
 
 
-def _uri(picture: Picture, kind: str) -> str:
+def data_uri(picture: Picture, kind: str) -> str:
     bgr = np.ascontiguousarray(picture[..., ::-1])
     done, data = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, _QUALITY[kind]])
     if not done:  # a build of OpenCV without WebP

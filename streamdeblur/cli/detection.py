@@ -1,0 +1,82 @@
+"""``streamdeblur detect-eval``: does restoring help a detector?"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.options import gather, model_options
+from streamdeblur.evaluation.detection_options import DetectEvalOptions, DetectionMeasureOptions
+
+_FIELDS = DetectEvalOptions.model_fields
+
+
+@click.command("detect-eval")
+@click.option("-d", "--data", multiple=True, metavar="FOLDER", help=_FIELDS["data"].description)
+@click.option("-m", "--model", multiple=True, help=_FIELDS["model"].description)
+@click.option("-o", "--output", metavar="FOLDER", help=_FIELDS["output"].description)
+@click.option("-c", "--config", help="YAML file with these options; the command line wins.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON on stdout.")
+@model_options(DetectionMeasureOptions)
+@click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; warnings are still told.")
+def detect_eval(
+    data: tuple[str, ...],
+    model: tuple[str, ...],
+    output: str | None,
+    config: str | None,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    **given: Any,
+) -> None:
+    """Measure a detector on blurry and restored images, against what it finds on the sharp ones."""
+    console = make_console()
+    set_up_logging(console, debug=debug)
+    options = gather(
+        DetectEvalOptions, config, {**given, "data": data or None, "model": model or None, "output": output}
+    )
+    from streamdeblur.evaluation.detection import evaluate_detection
+    from streamdeblur.evaluation.measure import Progress
+
+    with Reporter(console, quiet=quiet, unit="pairs") as reporter:
+
+        def show(p: Progress) -> None:
+            reporter.step("detecting", p.done, p.total, f"{p.seconds / p.done:.2g} s a pair", p.set_name, p.seconds)
+
+        result = evaluate_detection(options, show)
+    if as_json:
+        print(result.as_json(), end="")
+    else:
+        out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
+        for s in result.sets:
+            out.print(_table(s, ["blurry", *result.models]))
+    if options.output is not None and not quiet:
+        console.print(str(options.output / "report.html"), markup=False, highlight=False)
+
+
+def _table(s: Any, versions: list[str]) -> Table:
+    title = f"{s.name}: {len(s.images)} pair{'s' if len(s.images) != 1 else ''}, {s.truth} true objects; AP in percent"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for head in ("class", "true", "images", "AP", "AP50", "AP75", "found"):
+        table.add_column(head, justify="left" if head in ("class", "images") else "right", no_wrap=True)
+    for n, v in enumerate(versions):
+        x = s.versions[v]
+        first = ("mean of classes", str(s.truth)) if n == 0 else ("", "")
+        table.add_row(*first, v, _percent(x.ap), _percent(x.ap50), _percent(x.ap75), _percent(x.recall))
+    for c in s.classes:
+        for n, v in enumerate(versions):
+            p = c.precision[v]
+            first = (c.name, str(c.truth)) if n == 0 else ("", "")
+            table.add_row(*first, v, _percent(p.ap), _percent(p.ap50), _percent(p.ap75), "")
+    return table
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"

@@ -1,0 +1,180 @@
+"""``streamdeblur detect-eval``: on pairs whose truth is known, on real ones, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from streamdeblur.cli.detection import detect_eval as command
+from streamdeblur.config import parse
+from streamdeblur.errors import InputError, StreamdeblurError, UsageError
+from streamdeblur.evaluation.detection import evaluate_detection
+from streamdeblur.evaluation.detection_options import DetectEvalOptions
+
+pytestmark = pytest.mark.integration
+
+#: A detector of white squares, as sure as they are white; and a restorer that knows how the pairs were made.
+CODE = """
+import cv2
+import numpy as np
+import torch
+from streamdeblur.detect import Detections
+
+def detector():
+    def detect(rgb):
+        gray = rgb.mean(axis=2)
+        count, _, stats, _ = cv2.connectedComponentsWithStats((gray > 100).astype(np.uint8))
+        boxes = [[x, y, x + w, y + h] for x, y, w, h, area in stats[1:] if area > 50]
+        scores = [gray[int(y1):int(y2), int(x1):int(x2)].max() / 255 for x1, y1, x2, y2 in boxes]
+        ids = np.zeros(len(boxes), np.int64)
+        return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), ids, ("square",))
+    return detect
+
+def brighter():
+    return lambda x: x * 2
+
+def darker():
+    return lambda x: x * 0
+
+def broken():
+    def detect(rgb):
+        raise RuntimeError("no licence")
+    return detect
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval")
+    (tmp_path / "known.py").write_text(CODE)
+    return tmp_path / "known.py"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Sharp: two squares of 255. Blurry: half as bright, so that one of 127 is found unsure and one of 90 is not."""
+    folder = tmp_path / "pairs"
+    for side in ("blur", "sharp"):
+        (folder / side).mkdir(parents=True)
+    for n in range(4):
+        sharp = np.zeros((80, 120, 3), np.uint8)
+        sharp[10:40, 10 + n : 40 + n] = 255
+        sharp[10:40, 70 + n : 100 + n] = 255 if n % 2 else 180
+        cv2.imwrite(str(folder / "sharp" / f"{n}.png"), sharp)
+        cv2.imwrite(str(folder / "blur" / f"{n}.png"), sharp // 2)
+    return folder
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(command, [str(a) for a in arguments])
+
+
+def test_known_pairs(pairs: Path, code: Path, tmp_path: Path) -> None:
+    output = tmp_path / "report"
+    result = run(
+        "-d", pairs, "--detector", f"{code}:detector", "-m", f"{code}:brighter", "-m", f"{code}:darker", "-o", output,
+        "--truth-threshold", 0.6,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    data = json.loads((output / "results.json").read_text())
+    one = data["sets"][0]
+    assert one["versions"].keys() == {"blurry", "known:brighter", "known:darker"}
+    assert [c["name"] for c in one["classes"]] == ["square"]
+    assert one["classes"][0]["truth"] == 8
+    # on blurry images: six of eight squares are found at all (127), none with a score of 0.6
+    assert one["versions"]["blurry"]["recall"] == 0
+    assert one["versions"]["blurry"]["ap"] == pytest.approx(76 / 101)  # precision 1 up to a recall of 6 / 8
+    assert one["versions"]["known:brighter"]["ap"] == one["versions"]["known:brighter"]["recall"] == 1
+    assert one["versions"]["known:darker"]["ap"] == one["versions"]["known:darker"]["found"] == 0
+    assert "known:brighter" in result.stdout
+    assert "100.0" in result.stdout
+    assert (output / "report.html").read_text().count("<img") == 3 * 4
+    assert run("-d", pairs, "--detector", f"{code}:detector", "-o", output).exit_code != 0  # results are there
+
+
+def test_json_and_limit(pairs: Path, code: Path) -> None:
+    result = run("-d", pairs, "--detector", f"{code}:detector", "-m", f"{code}:brighter", "--limit", 2, "--json", "-q")
+    assert result.exit_code == 0, result.output
+    assert [i["name"] for i in json.loads(result.stdout)["sets"][0]["images"]] == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "word"),
+    [
+        ({"detector": None}, UsageError, "--detector"),
+        ({"data": ()}, UsageError, "--data"),
+        ({"detector": "CODE:broken"}, StreamdeblurError, "failed on 0: RuntimeError: no licence"),
+        (
+            {"truth_threshold": 1.0, "classes": "square", "model": ("identity",), "data": "dark"},
+            InputError,
+            "finds nothing",
+        ),
+        ({"classes": "circle"}, UsageError, "knows no class circle"),
+    ],
+)
+def test_what_can_not_be_measured(
+    pairs: Path, code: Path, changes: dict[str, Any], kind: type[Exception], word: str
+) -> None:
+    values: dict[str, Any] = {"data": (str(pairs),), "detector": f"{code}:detector", "model": ("identity",), **changes}
+    if values["data"] == "dark":
+        for path in (pairs / "sharp").iterdir():
+            cv2.imwrite(str(path), np.zeros((80, 120, 3), np.uint8))
+        values["data"] = (str(pairs),)
+    if values["detector"]:
+        values["detector"] = values["detector"].replace("CODE", str(code))
+    with pytest.raises(kind, match=word):
+        evaluate_detection(parse(DetectEvalOptions, values))
+
+
+def test_without_faster_coco_eval(pairs: Path, code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    given = parse(DetectEvalOptions, {"data": (str(pairs),), "detector": f"{code}:detector"})
+    with pytest.raises(UsageError, match=r"streamdeblur\[detect\]"):
+        evaluate_detection(given)
+
+
+def test_a_real_detector_on_real_pairs(data_dir: Path, tmp_path: Path) -> None:
+    """Two of GoPro's test pairs at half size, so that it takes seconds; docs/detection.md has the whole set."""
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval")
+    for side in ("blur", "sharp"):
+        (tmp_path / "half" / side).mkdir(parents=True)
+        for path in sorted((data_dir / "data" / "val" / "gopro" / side).iterdir())[:2]:
+            half = cv2.resize(cv2.imread(str(path)), (640, 360), interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(tmp_path / "half" / side / path.name), half)
+    values = {"data": (str(tmp_path / "half"),), "detector": str(data_dir / "models" / "yolox_nano.onnx")}
+    threads = torch.get_num_threads()
+    try:
+        result = evaluate_detection(
+            parse(DetectEvalOptions, {**values, "model": ("identity",), "truth_threshold": 0.4})
+        )
+    finally:
+        torch.set_num_threads(threads)
+    one = result.sets[0]
+    assert one.truth >= 5
+    assert "person" in [c.name for c in one.classes]
+    # identity restores nothing: the same as blurry, to the last digit
+    assert one.versions["identity"] == one.versions["blurry"]
+    assert 0 < one.versions["blurry"].ap < 1
+
+
+@pytest.mark.slow
+def test_the_shipped_weights_help_a_real_detector(data_dir: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval")
+    values = {
+        "data": (str(data_dir / "data" / "val" / "gopro"),),
+        "detector": str(data_dir / "models" / "yolox_nano.onnx"),
+        "model": ("mimo-unet-small",),
+    }
+    versions = evaluate_detection(parse(DetectEvalOptions, values)).sets[0].versions
+    assert versions["mimo-unet-small"].ap > versions["blurry"].ap
+    assert versions["mimo-unet-small"].recall > versions["blurry"].recall
