@@ -22,7 +22,7 @@ from measure import machine, table
 from streamdeblur.jobs.scene import Scene
 from streamdeblur.models.registry import default_variant
 from streamdeblur.restore import Restorer, Tiling
-from streamdeblur.restore.engine import resolve_device
+from streamdeblur.restore.engines import resolve_device
 from streamdeblur.restore.tiles import TilePlan
 
 TARGET = Path(__file__).parents[1] / "docs" / "tiling_difference.png"

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from measure import alternate, peak_memory, picture, ratio, table
-from network import PlainAFF
 from torch import Tensor
 
-from streamdeblur.restore.engine import resolve_device
+from streamdeblur.evaluation.benchmark.reference import PlainAFF
+from streamdeblur.restore.engines import resolve_device
 from streamdeblur.training.batches import augment
 from streamdeblur.training.networks import initial_network
 from streamdeblur.training.outcome import Progress
@@ -143,7 +143,7 @@ def show_training(result: dict[str, Any]) -> str:
             r["model"],
             str(r["plain"]),
             str(r["ours"]),
-            ratio(r["plain"], r["ours"]),
+            str(ratio(r["plain"], r["ours"])),
             f"{r['images_per_second']:.1f}",
             f"{r['busy']:.1%}",
             f"{r['peak_memory'] / 2**30:.2f} GiB",

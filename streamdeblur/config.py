@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from streamdeblur.errors import ConfigError
 
@@ -66,15 +67,49 @@ class StrictModel(BaseModel):
         return self
 
 
+_MEMORY_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 1 << 20, "GIB": 1 << 30}
+_MEMORY_FORM = re.compile(r"(\d+(?:\.\d+)?) ?([MG]i?B)", re.IGNORECASE)
+
+
+def memory_bytes(text: str) -> int:
+    """Bytes of an amount of memory with its unit: 800MB, 4GB (powers of 1000), 512MiB, 1.5GiB (of 1024).
+
+    Raises ValueError for anything else, a number without a unit too.
+    """
+    found = _MEMORY_FORM.fullmatch(text.strip())
+    unit = _MEMORY_UNITS.get(found[2].upper()) if found else None
+    if found is None or unit is None:
+        raise ValueError(f"{text!r} is no amount of memory: write it as 4GB, 800MB, 2GiB or 512MiB")
+    amount = round(float(found[1]) * unit)
+    if not (1 << 20) <= amount < (1 << 50):
+        raise ValueError(f"{text!r} is {'less than 1 MiB' if amount < 1 << 20 else 'more than there is'}")
+    return amount
+
+
+def memory_checked(text: str | None) -> str | None:
+    """The text itself, if it is an amount of memory or None; for validators."""
+    if text is not None:
+        memory_bytes(text)
+    return text
+
+
 class RestoreOptions(StrictModel):
     """What restores, and on which device."""
 
     model: str | None = Field(None, description="Variant: see `streamdeblur models`. Default: the best that ships.")
     weights: str | None = Field(None, description="Checkpoint (.safetensors, or the authors' .pkl), or random:SEED.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Arithmetic of the network.")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
+        "auto", description="Arithmetic of the network; int8 with OpenVINO."
+    )
+    engine: Literal["auto", "eager", "fused", "compile", "openvino", "onnx", "cuda-graphs"] = Field(
+        "auto", description="What runs the network. auto: the fastest that is there and computes what it should."
+    )
     tiling: Literal["auto", "exact", "fast", "whole"] = Field(
         "auto", description="exact equals the whole frame, fast overlaps less, whole does not tile."
+    )
+    memory: str | None = Field(
+        None, description="Most memory to use on the device, as 4GB or 800MiB: smaller tiles. Default: half the free."
     )
     workers: int | None = Field(None, ge=1, le=1024, description="Run N Ray actors instead of this process alone.")
     ray: str | None = Field(
@@ -86,6 +121,13 @@ class RestoreOptions(StrictModel):
     in_flight: int = Field(2, ge=1, le=16, description="Frames a worker holds at most.")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of the network, per worker.")
 
+    _memory = field_validator("memory")(memory_checked)
+
+    @property
+    def memory_limit(self) -> int | None:
+        """``memory`` in bytes."""
+        return None if self.memory is None else memory_bytes(self.memory)
+
 
 class EncodeOptions(StrictModel):
     """How the result is encoded."""
@@ -96,7 +138,74 @@ class EncodeOptions(StrictModel):
     lossless: bool = Field(False, description="Encode without loss (FFV1, or what the container takes).")
 
 
-class ProcessOptions(RestoreOptions, EncodeOptions):
+_ON = re.compile(r"restored|both|blurry:(?P<threshold>\d*\.?\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class On:
+    """Which frames a detector looks at. threshold: blur score above which it does, for "blurry"."""
+
+    mode: Literal["restored", "both", "blurry"]
+    threshold: float = 0.0
+
+
+def parse_on(text: str) -> On:
+    """``restored``, ``both`` or ``blurry:THRESHOLD``. Raises ValueError."""
+    found = _ON.fullmatch(text)
+    if found is None:
+        raise ValueError("give restored, both or blurry:THRESHOLD, as blurry:0.7")
+    if found["threshold"] is None:
+        return On("both" if text == "both" else "restored")
+    threshold = float(found["threshold"])
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"blur scores lie between 0 and 1, {threshold:g} does not")
+    return On("blurry", threshold)
+
+
+def _needs_detector(name: str) -> Conflict:
+    def applies(options: Any) -> bool:
+        return options.detect is None and bool(getattr(options, name))
+
+    def says(options: Any) -> str:
+        return f"{name} without a detector has no effect: name one with detect"
+
+    return Conflict(("detect", name), applies, says)
+
+
+class DetectOptions(StrictModel):
+    """What looks at the frames, and where its findings go. Without ``detect`` nothing does."""
+
+    detect: str | None = Field(
+        None, description="Detector: FILE.onnx (YOLOX, FastestDet), module:factory or FILE.py:factory."
+    )
+    detect_threshold: float = Field(0.3, ge=0, le=1, description="Score from which on a detection counts.")
+    detect_on: str = Field(
+        "restored", description="restored, both (and compare with the unrestored frame), or blurry:THRESHOLD."
+    )
+    detect_every: int = Field(1, ge=1, le=10_000, description="Look at every Nth frame only.")
+    detect_names: Path | None = Field(None, description="File with the name of a class on each line, for FILE.onnx.")
+    detect_device: str = Field("auto", description="Device of FILE.onnx: auto, cpu, cuda or cuda:N.")
+    detect_threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of FILE.onnx.")
+    track: bool = Field(True, description="Give objects numbers that stay with them from frame to frame.")
+    annotate: bool = Field(False, description="Draw the boxes into the video.")
+    detections: str | None = Field(None, description="Write findings as JSON lines to this file; - is stdout.")
+    webhook: SecretStr | None = Field(None, description="POST findings to this http(s) URL, in batches.")
+    mqtt: SecretStr | None = Field(None, description="Publish findings: mqtt(s)://[USER:PASSWORD@]HOST[:PORT]/TOPIC.")
+
+    @field_validator("detect_on")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        parse_on(value)
+        return value
+
+    conflicts: ClassVar[tuple[Conflict, ...]] = tuple(
+        # one each, so that the command line can overrule what a file says
+        _needs_detector(name)
+        for name in ("annotate", "detections", "webhook", "mqtt")
+    )
+
+
+class ProcessOptions(RestoreOptions, EncodeOptions, DetectOptions):
     """Options of the main job: `streamdeblur process`, `process_video`."""
 
     stream: int = Field(0, ge=0, description="Which video stream to restore; the others are copied.")
@@ -105,6 +214,16 @@ class ProcessOptions(RestoreOptions, EncodeOptions):
     interlaced: Interlaced = Field("auto", description="Field order, where the file is wrong about it.")
     deinterlace: bool = Field(False, description="Weave fields into progressive frames first (bwdif).")
     hardware: Literal["none", "cuda"] = Field("none", description="cuda decodes with NVDEC where it is.")
+    reuse: bool = Field(False, description="Keep the corrections of what does not change: for fixed cameras.")
+    reuse_threshold: float = Field(
+        6.0, ge=0, le=255, description="Change that asks for a new correction, in levels of 8 bits; less is more exact."
+    )
+    reuse_halo: int = Field(
+        16, ge=0, le=512, multiple_of=4, description="Context around what is computed anew, in pixels."
+    )
+    reuse_refresh: int = Field(100, ge=1, le=1_000_000, description="Frames at most that a correction is kept.")
+    skip_sharp: bool = Field(False, description="Leave tiles alone that are sharp already.")
+    sharp_below: float = Field(0.5, gt=0, le=1, description="Blur score below which a tile is sharp.")
     on_error: OnError = Field(
         "fail", description="bypass: keep what decodes and pass frames through that can't be restored."
     )
@@ -121,6 +240,7 @@ class ProcessOptions(RestoreOptions, EncodeOptions):
         return self
 
     conflicts: ClassVar[tuple[Conflict, ...]] = (
+        *DetectOptions.conflicts,
         Conflict(
             ("deinterlace", "interlaced"),
             lambda o: o.deinterlace and o.interlaced == "progressive",

@@ -20,7 +20,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 #: A skip whose reason holds one of these is for want of something that CI has.
 WANTED = (
     "STREAMDEBLUR_DATA", "ffprobe", "Chromium", "Mosquitto",
-    "scikit-image", "onnxruntime", "TensorBoard", "openvino", "onnxscript", "faster_coco_eval", "aiohttp", "paho",
+    "scikit-image", "onnxruntime", "TensorBoard",
+    "openvino", "nncf", "onnxscript", "faster_coco_eval", "aiohttp", "paho",
 )  # fmt: skip
 
 

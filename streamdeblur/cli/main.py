@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 from rich.table import Table
 
-from streamdeblur.cli import ablation, batch, evaluation, synthesis, training
+from streamdeblur.cli import ablation, batch, detection, evaluation, export, synthesis, training
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit
 from streamdeblur.cli.options import common, gather, model_options
@@ -249,7 +249,9 @@ def _begin(debug: bool) -> Any:
 for command in (
     ablation.ablate,
     batch.batch,
+    detection.detect_eval,
     evaluation.evaluate,
+    export.export,
     synthesis.synthesize,
     training.prepare,
     training.train,

@@ -40,7 +40,7 @@ from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.mimo_unet import MIMOUNet
 from streamdeblur.restore import Restorer, TorchEngine
 from streamdeblur.restore.blend import pad_frame
-from streamdeblur.restore.engine import resolve_device, resolve_precision
+from streamdeblur.restore.engines import resolve_device, resolve_precision
 from streamdeblur.restore.tiles import round_up
 
 _FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|.+\.py):(?P<name>[A-Za-z_]\w*)")

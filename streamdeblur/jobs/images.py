@@ -12,12 +12,11 @@ from pathlib import Path
 
 from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import InputError, OutputError, UsageError
-from streamdeblur.frames import Gap
 from streamdeblur.jobs.process import ProcessSummary, Progress, check_target
-from streamdeblur.jobs.run import open_ledger, open_source, refuse_meaningless, restored, settle
+from streamdeblur.jobs.run import Done, open_ledger, open_source, refuse_meaningless, restored, settle, spending
+from streamdeblur.jobs.watching import Watch
 from streamdeblur.jobs.workforce import Workforce, tiling_words
 from streamdeblur.runtime.ledger import Ledger
-from streamdeblur.runtime.pool import Result
 from streamdeblur.video.images import is_image, list_images, read_image, write_image
 from streamdeblur.video.reader import DecodedFrame, VideoReader
 from streamdeblur.video.tags import SourceTags
@@ -61,6 +60,7 @@ class _ImageJob:
         self.source = Path(source)
         self.options = options
         self.progress = progress
+        self.spent = spending(options)
         self.started = time.monotonic()
         self.first: float | None = None
         self.pix_fmt = ""
@@ -148,10 +148,11 @@ class _ImageJob:
             return item
 
         ledger = open_ledger(o, self.source, self.target)
-        with ledger, workforce.pool as pool:
+        with ledger, Watch(o, self.source) as watch, workforce.pool as pool:
             try:
-                for item, done in restored(pool, take, lambda item: item[0]):
-                    self._write(item, done, ledger)
+                plan = self.spent.plan if self.spent is not None else None
+                for done in restored(pool, take, lambda item: item[0], plan=plan):
+                    self._write(done, ledger, watch)
             except BaseException:
                 pool.close(abort=True)
                 raise
@@ -163,6 +164,7 @@ class _ImageJob:
             model=workforce.model,
             weights=o.weights,
             device=workforce.device,
+            engine=workforce.engine,
             precision=workforce.precision,
             tiling=tiling_words(workforce.tiling, o.tiling),
             encoder=self.target.suffix.lstrip(".") or "images",
@@ -174,15 +176,20 @@ class _ImageJob:
             bypassed=counts["bypassed"],
             undecodable_packets=self.skipped + (self.reader.skipped if self.reader else 0),
             seconds=round(time.monotonic() - self.started, 3),
+            prepare_seconds=round(workforce.prepare_seconds, 3),
             first_frame_seconds=round(self.first or 0.0, 3),
             workers=workforce.workers,
             broken=self.reader.broken if self.reader else None,
+            tiles=ledger.tiles if self.spent is not None else None,
+            network_share=None if self.spent is None or self.spent.share is None else round(self.spent.share, 4),
+            detection=watch.summary(),
         )
 
-    def _write(self, item: _Item, done: Result | Gap, ledger: Ledger) -> None:
-        frame, tags, like, target = item
+    def _write(self, done: Done[_Item], ledger: Ledger, watch: Watch) -> None:
+        frame, tags, like, target = done.item
         name = str(like) if like is not None else f"frame {frame.index} of {self.source}"
-        out, record = settle(frame, done, name, self.options)
+        out, record = settle(frame, done, name, self.options, self.spent)
+        out = watch.see(frame, out, record)
         self.pix_fmt = write_image(target, out, tags, like=like)
         if self.first is None:
             self.first = time.monotonic() - self.started
@@ -197,5 +204,6 @@ class _ImageJob:
                     counts["bypassed"],
                     time.monotonic() - self.started,
                     frame.time,
+                    ledger.tiles if self.spent is not None else None,
                 )
             )

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import BrokenStream, OutputError, UsageError, WorkerError
 from streamdeblur.frames import Frame
 from streamdeblur.jobs.channel import Channel, Closed
-from streamdeblur.jobs.run import open_ledger, open_source, refuse_meaningless, restored, settle
+from streamdeblur.jobs.run import open_ledger, open_source, refuse_meaningless, restored, settle, spending
+from streamdeblur.jobs.watching import Watch
 from streamdeblur.jobs.workforce import Workforce, encoder_preset, tiling_words
-from streamdeblur.runtime.ledger import FrameRecord, Ledger
+from streamdeblur.runtime.ledger import FrameRecord, Ledger, TileCounts
 from streamdeblur.runtime.pool import Pool
 from streamdeblur.video.encoders import EncoderRequest
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
@@ -47,7 +48,10 @@ _KEPT_ENDINGS = (".mp4", ".mov", ".mkv")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A snapshot for a progress display. total: frames expected, None when the container does not say."""
+    """A snapshot for a progress display. total: frames expected, None when the container does not say.
+
+    tiles: what became of them so far (of 16x16 pixels), None without ``reuse`` and ``skip_sharp``.
+    """
 
     frames: int
     total: int | None
@@ -55,6 +59,7 @@ class Progress:
     bypassed: int
     seconds: float
     position: float | None
+    tiles: TileCounts | None = None
 
     @property
     def fps(self) -> float:
@@ -63,13 +68,21 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ProcessSummary:
-    """What a job did. Times in seconds; ``copied`` and ``dropped`` name streams of the source."""
+    """What a job did. Times in seconds: of the whole, of getting the engine ready, to the first frame written.
+
+    ``copied`` and ``dropped`` name streams of the source.
+
+    tiles: of 16x16 pixels, by what became of them; network_share: pixels that the network saw, halos included, of those
+    in the frames. Both None without ``reuse`` and ``skip_sharp``. detection: what a detector saw, and how fast
+    (``detect.HookStats``), None without one.
+    """
 
     source: str
     output: str
     model: str
     weights: str | None
     device: str
+    engine: str
     precision: str
     tiling: str
     encoder: str
@@ -81,11 +94,15 @@ class ProcessSummary:
     bypassed: int
     undecodable_packets: int
     seconds: float
+    prepare_seconds: float
     first_frame_seconds: float
     workers: int
     copied: tuple[str, ...] = field(default=())
     dropped: tuple[str, ...] = field(default=())
     broken: str | None = None
+    tiles: TileCounts | None = None
+    network_share: float | None = None
+    detection: dict[str, Any] | None = None
 
     @property
     def fps(self) -> float:
@@ -93,8 +110,9 @@ class ProcessSummary:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values only."""
-        names = [f for f in self.__slots__ if f not in ("copied", "dropped")]
+        names = [f for f in self.__slots__ if f not in ("copied", "dropped", "tiles")]
         values = {n: getattr(self, n) for n in names}
+        values["tiles"] = None if self.tiles is None else asdict(self.tiles)
         return {**values, "fps": round(self.fps, 3), "copied": list(self.copied), "dropped": list(self.dropped)}
 
 
@@ -183,6 +201,7 @@ class Job:
         self.target = target
         self.options = options
         self.progress = progress
+        self.spent = spending(options)
         self.final = final or str(target)
         self.frames: Channel[DecodedFrame] = Channel(_AHEAD)
         self.mux: Channel[CopyPacket | tuple[Frame, DecodedFrame, FrameRecord]] = Channel(
@@ -197,8 +216,15 @@ class Job:
         with self.open() as reader:
             info = reader.info
             fields = info.field_order != "progressive"
-            workforce = self.workforce((info.width, (info.height + 1) // 2 if fields else info.height))
-            with open_ledger(o, self.source, self.final) as ledger, workforce.pool as pool:
+            size = (info.width, (info.height + 1) // 2 if fields else info.height)
+            frames = _expected(reader, o)
+            workforce = self.workforce(size, None if frames is None else frames * (1 + fields))
+            with (
+                open_ledger(o, self.source, self.final) as ledger,
+                Watch(o, self.source, info.rotation) as watch,
+                workforce.pool as pool,
+            ):
+                self.watch = watch
                 preset = encoder_preset(o.preset, workforce)
                 writer = self.writer(reader, EncoderRequest(o.encoder, o.crf, preset, o.lossless, threads=0))
                 if writer.choice.codec == "ffv1" and o.preset != "auto":
@@ -221,9 +247,9 @@ class Job:
     def items(self, reader: VideoReader) -> Iterator[DecodedFrame | CopyPacket]:
         return reader.items()
 
-    def workforce(self, size: tuple[int, int]) -> Workforce:
-        """size: (width, height) of the pictures that the network will see."""
-        return Workforce(self.options, size)
+    def workforce(self, size: tuple[int, int], pictures: int | None) -> Workforce:
+        """size: (width, height) of the pictures that the network will see. pictures: how many, None if unknown."""
+        return Workforce(self.options, size, pictures)
 
     def writer(self, reader: VideoReader, request: EncoderRequest) -> VideoWriter:
         return VideoWriter(self.target, reader, request)
@@ -286,10 +312,14 @@ class Job:
         self.written.finish()
 
     def _pump(self, pool: Pool, ledger: Ledger, reader: VideoReader) -> None:
-        frames = restored(pool, self.frames.get, lambda f: f, idle=lambda: self._drain(ledger, reader))
-        for decoded, done in frames:
+        plan = self.spent.plan if self.spent is not None else None
+        frames = restored(pool, self.frames.get, lambda f: f, plan=plan, idle=lambda: self._drain(ledger, reader))
+        for done in frames:
+            decoded = done.item
             when = f" at {decoded.time:.3f} s" if decoded.time is not None else ""
-            frame, record = settle(decoded, done, f"frame {done.index}{when} of {self.source}", self.options)
+            name = f"frame {decoded.index}{when} of {self.source}"
+            frame, record = settle(decoded, done, name, self.options, self.spent)
+            frame = self.watch.see(decoded, frame, record)
             try:
                 self.mux.put((frame, decoded, record))
             except Closed:
@@ -320,6 +350,7 @@ class Job:
             bypassed=counts["bypassed"],
             seconds=time.monotonic() - self.started,
             position=None if record.pts_out is None else float(record.pts_out * record.time_base),
+            tiles=ledger.tiles if self.spent is not None else None,
         )
 
     # --- the end ----------------------------------------------------------------------------------------------------
@@ -335,6 +366,7 @@ class Job:
             model=workforce.model,
             weights=self.options.weights,
             device=workforce.device,
+            engine=workforce.engine,
             precision=workforce.precision,
             tiling=tiling_words(t, self.options.tiling),
             encoder=writer.choice.codec,
@@ -346,11 +378,15 @@ class Job:
             bypassed=counts["bypassed"],
             undecodable_packets=reader.skipped,
             seconds=round(time.monotonic() - self.started, 3),
+            prepare_seconds=round(workforce.prepare_seconds, 3),
             first_frame_seconds=round(self.first_frame or 0.0, 3),
             workers=workforce.workers,
             copied=tuple(p.label for p in writer.plans if p.action != "drop"),
             dropped=tuple(p.label for p in writer.plans if p.action == "drop" and p.why),
             broken=reader.broken,
+            tiles=ledger.tiles if self.spent is not None else None,
+            network_share=None if self.spent is None or self.spent.share is None else round(self.spent.share, 4),
+            detection=self.watch.summary(),
         )
 
 

@@ -16,21 +16,28 @@ from typing import Any
 from streamdeblur.config import ProcessOptions
 from streamdeblur.frames import Frame
 from streamdeblur.restore import Restorer, RestorerSpec, Tiling
+from streamdeblur.restore.engines import ENGINES, Engine, facts
+from streamdeblur.restore.tuning import known_plan
 from streamdeblur.runtime.pool import InProcessPool, Pool
 
 log = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 class Workforce:
     """The pool for a job, and what it consists of, for the summary."""
 
-    def __init__(self, options: ProcessOptions, size: tuple[int, int] | None) -> None:
-        """size: (width, height) of every picture the network will see; None when they differ."""
+    def __init__(self, options: ProcessOptions, size: tuple[int, int] | None, pictures: int | None = None) -> None:
+        """size: (width, height) of every picture the network will see; None when they differ.
+
+        pictures: how many there will be, None when that is not known; with ``--engine auto`` an engine that takes long
+        to prepare is chosen where it pays.
+        """
         import torch
 
-        spec = RestorerSpec(
-            options.model, options.weights, options.device, options.precision, options.tiling, options.threads
-        )
+        pixels = None if size is None or pictures is None else size[0] * size[1] * pictures
+        spec = restorer_spec(options, pixels=pixels)
         several = options.device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.device_count() > 1
         use_ray = options.workers is not None or options.ray is not None or several
         # Built here in any case: weights and device are checked before anything is written, and the plan for the
@@ -40,7 +47,11 @@ class Workforce:
         on_gpu = engine.device.type == "cuda"
         self.model = model_name(options)
         self.device = str(engine.device)
-        self.precision = precision_name(engine)
+        known = facts(engine)
+        self.precision = known.precision
+        self.engine = known.name
+        #: Seconds that the engine took to get ready, before any frame.
+        self.prepare_seconds = known.prepare_seconds
         self.tiling: Tiling | None = None
         if not use_ray:
             if options.gpus_per_worker is not None:
@@ -50,7 +61,7 @@ class Workforce:
                 self.tiling = restorer.plan(size[1], size[0])
                 restorer = Restorer(tiling=self.tiling, engine=engine)
             work = restorer.correction
-            self.pool: Pool = InProcessPool(lambda: work, options.in_flight)
+            self.pool: Pool = InProcessPool(lambda: work, frames_in_flight(options, engine))
             return
         from streamdeblur.runtime.ray_pool import RayPool
 
@@ -72,9 +83,12 @@ class Workforce:
                 options.model,
                 weights,
                 "cuda" if on_gpu else options.device,
-                self.precision if self.precision in ("fp32", "bf16", "fp16") else "auto",
+                self.precision if self.precision in PRECISIONS else "auto",
                 self.tiling or options.tiling,
                 threads,
+                # What was chosen here, not "auto": all workers compute alike, to the bit.
+                self.engine if self.engine in ENGINES else "auto",
+                memory=None if options.memory_limit is None else options.memory_limit // self.workers,
             )
         )
         del restorer, engine
@@ -114,8 +128,24 @@ def model_name(options: ProcessOptions) -> str:
 
 
 def precision_name(engine: Any) -> str:
-    dtype = str(getattr(engine, "dtype", "")).removeprefix("torch.")
-    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype or "engine")
+    return facts(engine).precision
+
+
+def restorer_spec(options: ProcessOptions, pixels: int | None = None) -> RestorerSpec:
+    """What the options ask for. pixels: that the network will see in all, None if that is not known."""
+    o = options
+    return RestorerSpec(
+        o.model, o.weights, o.device, o.precision, o.tiling, o.threads, o.engine, pixels, o.memory_limit
+    )
+
+
+def frames_in_flight(options: ProcessOptions, engine: Engine) -> int:
+    """Frames that a worker in this process holds: as asked, else as tuned for such an engine, else the default."""
+    if "in_flight" not in options.model_fields_set and options.tiling == "auto":
+        plan = known_plan(engine)
+        if plan is not None and plan.in_flight is not None:
+            return plan.in_flight
+    return options.in_flight
 
 
 def tiling_words(tiling: Tiling | None, asked: str) -> str:

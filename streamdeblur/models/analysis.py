@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from streamdeblur.errors import WeightsError
 from streamdeblur.models.checkpoint import read_metadata
+from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.mimo_unet import AFF, MIMOUNet, MIMOUNetConfig, parameter_shapes
 from streamdeblur.models.registry import shipped_weights, variants
 
@@ -71,6 +72,13 @@ def gflop(config: MIMOUNetConfig, height: int = 720, width: int = 1280, *, small
         else:
             net.residual(x)
     return total / 1e9
+
+
+def flop_per_pixel(model: nn.Module) -> float:
+    """Convolution operations of ``ResidualModel.residual`` for one input pixel, every pass of an ensemble counted."""
+    net = model.net if isinstance(model, SelfEnsemble) else model
+    passes = model.transforms if isinstance(model, SelfEnsemble) else 1
+    return passes * gflop(net.config) * 1e9 / (720 * 1280) if isinstance(net, MIMOUNet) else 0.0
 
 
 def describe() -> list[Description]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamdeblur.restore.engine import Engine, TorchEngine
+from streamdeblur.restore.engines import Engine, TorchEngine
 from streamdeblur.restore.memory import Tiling
 from streamdeblur.restore.restorer import Restorer, RestorerSpec
 

@@ -183,15 +183,53 @@ def free_memory(root: Path = Path("/")) -> int:
     return min(candidates)
 
 
-def device_budget(device: torch.device, workers: int = 1) -> int:
-    """Bytes that one of ``workers`` alike on a device may plan with."""
+def own_memory() -> int:
+    """Bytes that this process has resident; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0
+
+
+def frame_bytes(width: int, height: int) -> int:
+    """What a frame takes beside the network's tensors: itself, padded, its correction and a temporary of each, fp32."""
+    return round_up(height) * round_up(width) * 3 * 4 * 4
+
+
+def job_bytes(width: int, height: int) -> int:
+    """What a job holds of frames of this size outside of the restorer, generously: what is in flight between its
+    threads (a dozen frames), and what decoder and encoder look back and ahead (x264 at preset medium: 50 frames).
+    """
+    return 120 * height * width
+
+
+def device_budget(device: torch.device, workers: int = 1, limit: int | None = None, reserved: int = 0) -> int:
+    """Bytes that one of ``workers`` alike on a device may plan with.
+
+    limit: that all of them together may take, None for a share of what is free. Of it goes what this process has taken
+    already (its workers will take as much each: libraries, weights), and ``reserved``, what it will take beside the
+    plan; on CUDA only what is allocated there counts. Raises DeviceError where nothing is left.
+    """
+    workers = max(1, workers)
+    if limit is None:
+        return int(_free(device) * SHARE) // workers
+    used = torch.cuda.memory_allocated(device) if device.type == "cuda" else own_memory() + reserved
+    left = min(limit // workers - used, _free(device) // workers)
+    if left <= 0:
+        given = f"{limit / 1e6:,.0f} MB of memory" + (f" for {workers} workers" if workers > 1 else "")
+        raise DeviceError(
+            f"{given}, and {used / 1e6:,.0f} MB are taken without the network" + (" by each" if workers > 1 else ""),
+            "allow more with --memory",
+        )
+    return left
+
+
+def _free(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What the caching allocator holds and does not use is as good as free.
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    else:
-        free = free_memory()
-    return int(free * SHARE) // max(1, workers)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return free_memory()
 
 
 def _window(size: tuple[int, int], tile: int, shared: int) -> tuple[int, int] | None:
@@ -223,6 +261,8 @@ def choose_tiling(
     bytes_per_pixel: float,
     budget: int,
     accelerator: bool,
+    tile: int | None = None,
+    batch_pixels: int | None = None,
 ) -> Tiling:
     """The tiling of a frame for the memory there is.
 
@@ -230,19 +270,22 @@ def choose_tiling(
     tiles, else "fast". "whole" becomes "exact" (the same result) where the frame does not fit.
     radius: the network's receptive radius, pixels. bytes_per_pixel: of activations (``activation_bytes``).
     budget: bytes that may be used (``device_budget``). accelerator: batches and tiles for a GPU, not for a CPU.
+    tile: largest side of a window that the engine likes, pixels; None takes that of the kind of device.
+    batch_pixels: most pixels of one call that were found to be best (``tuning``); None takes what such devices like.
     Raises DeviceError where even the smallest tile does not fit, UsageError for an unknown mode.
     """
     if mode != "auto" and mode not in MODES:
         raise UsageError(f"tiling {mode!r} is not known", f"choose from auto, {', '.join(MODES)}")
     size, pixels = (height, width), round_up(height) * round_up(width)
-    # The frame itself, padded, its correction and a temporary of each: fp32 RGB, beside the network's tensors.
-    room = (budget - pixels * 3 * 4 * 4) / max(1.0, bytes_per_pixel * OVERHEAD)
-    wished = ACCELERATOR_TILE if accelerator else FAST_TILE
+    room = (budget - frame_bytes(width, height)) / max(1.0, bytes_per_pixel * OVERHEAD)
+    wished = tile or (ACCELERATOR_TILE if accelerator else FAST_TILE)
     if mode in ("auto", "whole"):
-        limit = room if mode == "whole" else min(room, ACCELERATOR_BATCH_PIXELS if accelerator else FAST_TILE**2)
+        small = ACCELERATOR_BATCH_PIXELS if accelerator and batch_pixels is None else wished**2
+        limit = room if mode == "whole" else min(room, small)
         if pixels <= limit:
             return Tiling("whole", tile=round_up(max(size)), overlap=0)
         mode = "exact" if mode == "whole" else "fast"
+    most = batch_pixels or (ACCELERATOR_BATCH_PIXELS if accelerator else CPU_BATCH_PIXELS)
     if mode == "exact":
         best = _exact_tile(size, radius, room)
         if best is None:
@@ -251,27 +294,26 @@ def choose_tiling(
                 f"(receptive radius {radius} px)",
                 "take --tiling fast, a smaller model or less work beside it",
             )
-        return _with_batch(Tiling("exact", best, 0), size, radius, room, accelerator)
-    tile = wished
+        return _with_batch(Tiling("exact", best, 0), size, radius, room, most)
+    side = wished
     while True:
-        overlap = min(FAST_OVERLAP, tile // 4 // GRID * GRID)
-        window = _window(size, tile, overlap)
+        overlap = min(FAST_OVERLAP, side // 4 // GRID * GRID)
+        window = _window(size, side, overlap)
         if window is not None and window[0] <= room:
-            return _with_batch(Tiling("fast", tile, overlap), size, radius, room, accelerator)
-        if tile <= LEAST_FAST_TILE:
+            return _with_batch(Tiling("fast", side, overlap), size, radius, room, most)
+        if side <= LEAST_FAST_TILE:
             raise DeviceError(
-                f"{budget / 2**20:.0f} MiB hold not even a tile of {tile} px of {width}x{height}",
+                f"{budget / 2**20:.0f} MiB hold not even a tile of {side} px of {width}x{height}",
                 "free some memory or take a smaller model",
             )
-        tile = max(LEAST_FAST_TILE, tile * 3 // 4 // GRID * GRID)
+        side = max(LEAST_FAST_TILE, side * 3 // 4 // GRID * GRID)
 
 
-def _with_batch(tiling: Tiling, size: tuple[int, int], radius: int, room: float, accelerator: bool) -> Tiling:
+def _with_batch(tiling: Tiling, size: tuple[int, int], radius: int, room: float, most: int) -> Tiling:
     """The tiling with as many windows in a batch as fill the device, evenly over the batches of one frame."""
     window = _window(size, tiling.tile, 2 * round_up(radius) if tiling.mode == "exact" else tiling.overlap)
     assert window is not None
     area, count = window
-    most = ACCELERATOR_BATCH_PIXELS if accelerator else CPU_BATCH_PIXELS
     batch = max(1, min(count, int(min(most, room) // area)))
     return replace(tiling, batch=-(-count // -(-count // batch)))
 

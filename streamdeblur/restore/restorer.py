@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +17,15 @@ from streamdeblur.color import planes_to_rgb, rgb_correction_to_planes
 from streamdeblur.errors import DeviceError, UsageError, WeightsError
 from streamdeblur.frames import Array, ColorSpec, Frame, correction_dtype
 from streamdeblur.models import registry
+from streamdeblur.models.analysis import flop_per_pixel
 from streamdeblur.restore.blend import Canvas, pad_frame
-from streamdeblur.restore.engine import Engine, TorchEngine, resolve_device, resolve_precision
-from streamdeblur.restore.memory import FAST_TILE, Tiling, choose_tiling, device_budget, shrink
+from streamdeblur.restore.composer import plane_part
+from streamdeblur.restore.cover import Box
+from streamdeblur.restore.engines import Engine, build_engine, facts, resolve_device
+from streamdeblur.restore.memory import FAST_TILE, Tiling, choose_tiling, device_budget, job_bytes, shrink
+from streamdeblur.restore.planner import Region
 from streamdeblur.restore.tiles import MODES, TilePlan
+from streamdeblur.restore.tuning import known_plan
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +35,15 @@ class Restorer:
 
     model: a name of ``models.registry``; None takes the checkpoint's own variant, or without ``weights`` what ships.
     weights: a checkpoint file or "random:SEED". device: "auto", "cpu", "cuda", "cuda:N", "mps".
-    precision: "auto", "fp32", "bf16", "fp16": data type of weights and activations; the image itself stays float32.
+    precision: "auto", "fp32", "bf16", "fp16", "int8": data type of weights and activations; the image stays float32.
     tiling: "auto", "exact" (equals the whole frame to float rounding), "fast" (less overlap, blended), "whole", or a
     ``Tiling``, which is followed as it is. The words are turned into sizes for each frame size, from what memory is
     free at its first frame; a driver with several workers calls ``plan`` once and hands its result to all of them.
-    engine: something else to run the network with; then model, weights, device and precision are its own business.
+    engine: "auto" (the fastest that is there) or a word of ``engines.ENGINES``; or an ``Engine`` of the caller's, and
+    then model, weights, device and precision are its own business.
+    pixels: input pixels that it will be given in all, if known: "auto" prepares an engine for long where that pays.
+    memory: bytes that it may take on its device, or on the CPU this process with it; None for half of what is free.
+    Tiles and batches are sized for it. All workers alike share it (``plan``).
 
     Raises UsageError for unknown words, WeightsError for anything about weights, DeviceError where device or memory are
     not there. Calls from several threads are safe; on one device they gain nothing.
@@ -52,18 +62,22 @@ class Restorer:
         device: str = "auto",
         precision: str = "auto",
         tiling: str | Tiling = "auto",
-        engine: Engine | None = None,
+        engine: str | Engine = "auto",
+        pixels: int | None = None,
+        memory: int | None = None,
     ) -> None:
         if isinstance(tiling, str) and tiling != "auto" and tiling not in MODES:
             raise UsageError(f"tiling {tiling!r} is not known", f"choose from auto, {', '.join(MODES)}")
-        if engine is not None and (model is not None or weights is not None):
+        if not isinstance(engine, str) and (model is not None or weights is not None):
             raise UsageError("an engine brings its own model and weights", "give either of the two")
-        if engine is None:
+        if isinstance(engine, str):
             place = resolve_device(device)
             network = registry.build(model, weights)
-            engine = TorchEngine(network, place, resolve_precision(precision, place, network))
+            flop = None if pixels is None else pixels * flop_per_pixel(network)
+            engine = build_engine(network, engine=engine, device=place, precision=precision, flop=flop)
         self._engine = engine
         self._tiling = tiling
+        self._memory = memory
         self._chosen: dict[tuple[int, int], Tiling] = {}
         self._lock = threading.Lock()
         self._said = False
@@ -87,14 +101,17 @@ class Restorer:
             image = x.to(self._engine.device, torch.float32)
             return (image + self._correction(image)).to(x.device)
 
-    def correction(self, frame: Frame) -> tuple[Array, ...]:
+    def correction(self, frame: Frame, regions: Sequence[Region] | None = None) -> tuple[Array, ...]:
         """What to add to the colour planes of a frame (``frames.apply_correction``): integers, one array a plane.
 
+        regions: compute only these (``planner``); then the kept part of each, one array a plane, region after region.
         Fields of an interlaced frame are pictures of different moments: each is restored by itself.
         Raises DeviceError where the precision overflowed, WeightsError where the weights make no numbers.
         """
         color = frame.spec.color
         planes = frame.planes[: color.color_planes]
+        if regions is not None:
+            return tuple(part for region in regions for part in self._region(planes, color, region))
         if frame.spec.field_order == "progressive":
             return self._picture(planes, color)
         result = tuple(np.zeros(p.shape, correction_dtype(color.depth)) for p in planes)
@@ -106,24 +123,41 @@ class Restorer:
                     target[...] = part[: target.shape[0]]
         return result
 
-    def plan(self, height: int, width: int, *, workers: int = 1) -> Tiling:
-        """The tiling of frames (or fields) of this size with what memory is free now.
+    def _region(self, planes: tuple[Array, ...], color: ColorSpec, region: Region) -> list[Array]:
+        if region.parity is not None:
+            planes = _complete(tuple(p[region.parity :: 2] for p in planes), color)
+        w, k = region.window, region.kept
+        window = tuple(p[plane_part(w, color, n, p.shape)] for n, p in enumerate(planes))
+        inside = Box(k.top - w.top, k.left - w.left, k.bottom - w.top, k.right - w.left)
+        parts = self._picture(window, color)
+        return [np.ascontiguousarray(c[plane_part(inside, color, n, c.shape)]) for n, c in enumerate(parts)]
 
-        workers: how many restorers alike share the device's memory.
+    def plan(self, height: int, width: int, *, workers: int = 1) -> Tiling:
+        """The tiling of frames (or fields) of this size with what memory is free now, and within ``memory``.
+
+        "auto" follows what was measured for such an engine on this machine, if anything was (``tuning``).
+        workers: how many restorers alike share the device's memory. Raises DeviceError where there is too little.
         """
         if isinstance(self._tiling, Tiling):
             return self._tiling
         device = self._engine.device
+        tuned = known_plan(self._engine) if self._tiling == "auto" else None
+        wished = tuned.tile if tuned is not None else facts(self._engine).tile
         chosen = choose_tiling(
             height,
             width,
             mode=self._tiling,
             radius=self._engine.receptive_radius,
             bytes_per_pixel=self._engine.bytes_per_pixel,
-            budget=device_budget(device, workers),
+            budget=device_budget(device, workers, self._memory, job_bytes(width, height)),
             accelerator=device.type != "cpu",
+            tile=wished,
+            batch_pixels=None if tuned is None else tuned.batch_pixels,
         )
-        if (self._tiling == "whole" and chosen.mode != "whole") or (chosen.mode == "fast" and chosen.tile < FAST_TILE):
+        if tuned is not None:
+            log.debug("%dx%d is tiled as tuned on %s: %s", width, height, tuned.measured, chosen)
+        small = chosen.mode == "fast" and chosen.tile < min(FAST_TILE, wished or FAST_TILE)
+        if self._memory is None and (small or (self._tiling == "whole" and chosen.mode != "whole")):
             self._say(
                 f"little free memory on {device}: {width}x{height} goes in {chosen.mode} tiles of {chosen.tile} px"
             )
@@ -138,7 +172,7 @@ class Restorer:
         with torch.inference_mode():
             delta = self._correction(planes_to_rgb(planes, color, self._engine.device))
             if not math.isfinite(float(delta.sum())):
-                if getattr(self._engine, "dtype", None) == torch.float16:
+                if facts(self._engine).precision == "fp16":
                     raise DeviceError("the network overflowed in fp16", "take --precision bf16 or fp32")
                 raise WeightsError("the network's correction is not finite", "check the weights")
             return rgb_correction_to_planes(delta, color, [p.shape for p in planes])
@@ -225,10 +259,20 @@ class RestorerSpec:
     precision: str = "auto"
     tiling: str | Tiling = "auto"
     threads: int | None = None
+    engine: str = "auto"
+    pixels: int | None = None
+    memory: int | None = None
 
     def build(self) -> Restorer:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         return Restorer(
-            self.model, weights=self.weights, device=self.device, precision=self.precision, tiling=self.tiling
+            self.model,
+            weights=self.weights,
+            device=self.device,
+            precision=self.precision,
+            tiling=self.tiling,
+            engine=self.engine,
+            pixels=self.pixels,
+            memory=self.memory,
         )

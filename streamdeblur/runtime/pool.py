@@ -11,10 +11,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,15 @@ import numpy.typing as npt
 from streamdeblur.errors import StreamdeblurError
 from streamdeblur.frames import Frame, Gap
 
+if TYPE_CHECKING:
+    from streamdeblur.restore.planner import Region
+
 logger = logging.getLogger(__name__)
 
 Corrections = tuple[npt.NDArray[Any], ...]
-#: The corrections of one frame: one integer array a colour plane, same shape as the plane, in code values.
-Work = Callable[[Frame], Corrections]
+#: The corrections of one frame: one integer array a colour plane, same shape as the plane, in code values. Called with
+#: a frame; or with a frame and regions, for the kept parts of those alone (``Restorer.correction``).
+Work = Callable[..., Corrections]
 #: A picklable recipe for a `Work`; called once in every worker (loads weights there).
 Factory = Callable[[], Work]
 
@@ -55,11 +59,11 @@ class Pool(Protocol):
     def in_flight(self) -> int:
         """Frames submitted and not yet collected."""
 
-    def submit(self, frame: Frame) -> None:
+    def submit(self, frame: Frame, regions: Sequence[Region] | None = None) -> None:
         """Hand over a frame; returns at once.
 
-        Raises RuntimeError when no credit is left or the pool is closed (errors of the program), and whatever ended
-        the workers for good.
+        regions: the parts to restore; None is all of it. Raises RuntimeError when no credit is left or the pool is
+        closed (errors of the program), and whatever ended the workers for good.
         """
 
     def collect(self, timeout: float | None = None) -> list[Result | Gap]:
@@ -105,7 +109,7 @@ class InProcessPool:
         if capacity < 1:
             raise ValueError(f"capacity {capacity} is not at least 1")
         self._capacity = capacity
-        self._waiting: deque[Frame] = deque()
+        self._waiting: deque[tuple[Frame, Sequence[Region] | None]] = deque()
         self._done: deque[Result | Gap] = deque()
         self._in_flight = 0
         self._closed = False
@@ -122,14 +126,14 @@ class InProcessPool:
     def in_flight(self) -> int:
         return self._in_flight
 
-    def submit(self, frame: Frame) -> None:
+    def submit(self, frame: Frame, regions: Sequence[Region] | None = None) -> None:
         with self._changed:
             self._raise_failure()
             if self._closed:
                 raise RuntimeError("the pool is closed")
             if self._in_flight >= self._capacity:
                 raise RuntimeError(f"all {self._capacity} credits of the pool are in use")
-            self._waiting.append(frame)
+            self._waiting.append((frame, regions))
             self._in_flight += 1
             self._changed.notify_all()
 
@@ -174,15 +178,15 @@ class InProcessPool:
     def _run(self, factory: Factory) -> None:
         try:
             work = factory()
-            while (frame := self._next()) is not None:
-                self._deliver(self._restore(work, frame))
+            while (item := self._next()) is not None:
+                self._deliver(self._restore(work, *item))
         except BaseException as error:
             logger.debug("the worker thread ended", exc_info=True)
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
 
-    def _next(self) -> Frame | None:
+    def _next(self) -> tuple[Frame, Sequence[Region] | None] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             return self._waiting.popleft() if self._waiting else None
@@ -193,10 +197,10 @@ class InProcessPool:
             self._changed.notify_all()
 
     @staticmethod
-    def _restore(work: Work, frame: Frame) -> Result | Gap:
+    def _restore(work: Work, frame: Frame, regions: Sequence[Region] | None) -> Result | Gap:
         start = time.perf_counter()
         try:
-            corrections = checked(work(frame))
+            corrections = checked(work(frame) if regions is None else work(frame, regions))
         except Exception as error:
             logger.debug("frame %d failed", frame.index, exc_info=True)
             return Gap(frame.index, one_line(error))

@@ -27,12 +27,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -45,6 +45,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WorkerError
 from streamdeblur.frames import Frame, Gap
 from streamdeblur.runtime.pool import Factory, Result, one_line
+
+if TYPE_CHECKING:
+    from streamdeblur.restore.planner import Region
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ class _Job:
     """A frame on its way; lives until its result or gap is known."""
 
     frame: Frame
+    regions: Sequence[Region] | None = None
     kills: list[str] = field(default_factory=list)  # who died over it
     call: Any = None
 
@@ -189,7 +193,7 @@ class RayPool:
         """Process ids of the actors placed so far, each on its own machine; an unnoticed dead one is among them."""
         return [slot.pid for slot in self._slots if slot.pid is not None]
 
-    def submit(self, frame: Frame) -> None:
+    def submit(self, frame: Frame, regions: Sequence[Region] | None = None) -> None:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -198,7 +202,7 @@ class RayPool:
             if self._in_flight >= self.capacity:
                 raise RuntimeError(f"all {self.capacity} credits of the pool are in use")
             self._in_flight += 1
-            self._waiting.append(_Job(_contiguous(frame)))
+            self._waiting.append(_Job(_contiguous(frame), regions))
             self._guarded(self._dispatch)
 
     def collect(self, timeout: float | None = None) -> list[Result | Gap]:
@@ -496,7 +500,7 @@ class RayPool:
             self._waiting = suspects + plain
 
     def _send(self, slot: _Slot, job: _Job) -> None:
-        job.call = slot.actor.restore.remote(job.frame)
+        job.call = slot.actor.restore.remote(job.frame, job.regions)
         slot.jobs.append(job)
 
 
@@ -558,7 +562,7 @@ def _worker_class() -> type:
             if self._threads is not None and torch is not None:
                 torch.set_num_threads(self._threads)
 
-        def restore(self, frame: Frame) -> Any:
+        def restore(self, frame: Frame, regions: Sequence[Region] | None) -> Any:
             """Corrections and seconds, or the reason why there are none."""
             import time
 
@@ -566,7 +570,7 @@ def _worker_class() -> type:
 
             start = time.perf_counter()
             try:
-                corrections = checked(self._work(frame))
+                corrections = checked(self._work(frame) if regions is None else self._work(frame, regions))
             except Exception as error:
                 return one_line(error)
             return corrections, time.perf_counter() - start

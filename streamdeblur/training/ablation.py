@@ -23,7 +23,7 @@ from streamdeblur.config import load_yaml
 from streamdeblur.errors import ConfigError, InputError, OutputError, UsageError
 from streamdeblur.models.checkpoint import load_checkpoint
 from streamdeblur.models.mimo_unet import MIMOUNetConfig, network_from_state, parameter_shapes
-from streamdeblur.restore.engine import resolve_device, resolve_precision
+from streamdeblur.restore.engines import resolve_device, resolve_precision
 from streamdeblur.training.config import apply_changes, parse
 from streamdeblur.training.feeds import open_validation
 from streamdeblur.training.networks import architecture

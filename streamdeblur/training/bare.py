@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from streamdeblur.errors import StreamdeblurError
-from streamdeblur.restore.engine import resolve_device
+from streamdeblur.restore.engines import resolve_device
 from streamdeblur.training.batches import ShardBatches
 from streamdeblur.training.monitor import JsonLog
 from streamdeblur.training.outcome import Observer, Progress

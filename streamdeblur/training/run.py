@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from streamdeblur.restore.engine import resolve_device
+from streamdeblur.restore.engines import resolve_device
 from streamdeblur.training.feeds import open_batches, open_validation
 from streamdeblur.training.monitor import open_observers
 from streamdeblur.training.outcome import Observer, Outcome

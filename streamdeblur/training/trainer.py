@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from streamdeblur.errors import TrainingError, UsageError
 from streamdeblur.models.checkpoint import Metadata, save_checkpoint
-from streamdeblur.restore.engine import resolve_precision
+from streamdeblur.restore.engines import resolve_precision
 from streamdeblur.training.batches import Ahead, Batches, augment, generator
 from streamdeblur.training.losses import DeblurLoss
 from streamdeblur.training.meter import Meter

@@ -41,6 +41,24 @@ PORTABLE = (
     "restore",
     "evaluation.metrics",
     *(
+        f"evaluation.benchmark.{name}"
+        for name in (
+            "bare",
+            "ceiling",
+            "child",
+            "energy",
+            "machine",
+            "network",
+            "pictures",
+            "quality",
+            "reference",
+            "results",
+            "timing",
+            "variation",
+            "ways",
+        )
+    ),
+    *(
         f"training.{name}"
         for name in (
             "bare",
@@ -63,6 +81,13 @@ PORTABLE = (
     ),
 )
 PORTABLE_LIBRARIES = {"torch", "numpy", "safetensors"}
+#: Optional libraries of engines: in portable modules only ``require("NAME", EXTRA)`` of models.export loads them,
+#: inside functions, and only in the modules named here.
+OPTIONAL: dict[str, set[str]] = {
+    "models.export": {"openvino", "nncf", "onnx", "onnxscript"},
+    "restore.engines.openvino": {"openvino"},
+    "restore.engines.onnx": {"onnxruntime"},
+}
 PORTABLE_BELOW = ("version", "errors", "frames", *PORTABLE)
 
 #: Rooms that name every library they may import; the others are held by FORBIDDEN alone.
@@ -98,6 +123,17 @@ def imports(module: str, tree: ast.AST, is_package: bool) -> Iterator[tuple[int,
                 parents = parents[: len(parents) - node.level + is_package]
                 base = ".".join([*parents, base] if base else parents)
             yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def required(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
+    """(line, library, whether inside a function) of every ``require("NAME", ...)`` and import by name."""
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))]
+    inner = {id(n) for function in functions for n in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ("require", "import_module", "__import__") and isinstance(node.args[0].value, str):
+                yield node.lineno, node.args[0].value.split(".")[0], id(node) in inner
 
 
 def violations(module: str, source: str, is_package: bool = False) -> list[str]:
@@ -138,6 +174,12 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
             if library == "ray" and not inside.startswith(RAY_USERS):
                 report(line, f"imports ray: only {', '.join(RAY_USERS)} do")
 
+    if portable:
+        for line, library, inside_function in required(tree):
+            if library not in OPTIONAL.get(inside, set()):
+                report(line, f"requires {library}: not one of its optional libraries")
+            elif not inside_function:
+                report(line, f"requires {library} when it is imported: do it inside a function")
     if room != "cli":
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
@@ -193,6 +235,10 @@ def test_there_is_something_to_check() -> None:
         ("streamdeblur.jobs.process", "print('done')", "prints"),
         ("streamdeblur.jobs.process", "from streamdeblur import Restorer", "front door"),
         ("streamdeblur.extras", "", "in no room"),
+        ("streamdeblur.restore.engines.openvino", "import openvino", "imports openvino"),
+        ("streamdeblur.restore.engines.openvino", "v = require('openvino', 'openvino')", "inside a function"),
+        ("streamdeblur.restore.tiles", "def f():\n    require('openvino', 'openvino')", "not one of its optional"),
+        ("streamdeblur.models.base", "def f():\n    importlib.import_module('onnx')", "not one of its optional"),
     ],
 )
 def test_the_checker_sees_a_violation(module: str, source: str, word: str) -> None:
@@ -212,6 +258,7 @@ def test_the_checker_sees_a_violation(module: str, source: str, word: str) -> No
             "from streamdeblur.version import __version__\nfrom streamdeblur.errors import WeightsError",
         ),
         ("streamdeblur.config", "import yaml\nfrom pydantic import BaseModel"),
+        ("streamdeblur.restore.engines.onnx", "def f():\n    return require('onnxruntime', 'onnx')"),
         ("streamdeblur.cli.main", "print('done')\nimport click\nfrom streamdeblur.jobs import process"),
         ("streamdeblur.jobs.process", "import logging\nlogging.getLogger(__name__).info('print(')"),
     ],
@@ -229,10 +276,11 @@ def test_portable_modules_import_where_only_torch_numpy_and_safetensors_are() ->
     # Statements can't show what a package's __init__ drags in: import them all with the rest of the world hidden.
     names = [m for m, _ in modules() if any(within(m.removeprefix(f"{PACKAGE}."), part) for part in PORTABLE)]
     assert names
+    hidden = {"av", "cv2", "ray", "pydantic", "yaml", "click", "rich", "psutil"}.union(*OPTIONAL.values())
     program = f"""
 import importlib, sys
 class Bare:
-    hidden = {{"av", "cv2", "ray", "pydantic", "yaml", "click", "rich", "psutil", "onnxruntime", "openvino"}}
+    hidden = {hidden!r}
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.hidden:
             raise ModuleNotFoundError(f"{{name}} is not on a bare machine", name=name)

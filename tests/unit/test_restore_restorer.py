@@ -19,7 +19,7 @@ from streamdeblur.errors import DeviceError, UsageError, WeightsError
 from streamdeblur.frames import ColorSpec, Frame, FrameSpec, apply_correction
 from streamdeblur.models import MIMOUNet, MIMOUNetConfig
 from streamdeblur.restore import Restorer, RestorerSpec, Tiling, TorchEngine
-from streamdeblur.restore.engine import cpu_has_bf16, resolve_device
+from streamdeblur.restore.engines import cpu_has_bf16, resolve_device
 
 CPU = torch.device("cpu")
 

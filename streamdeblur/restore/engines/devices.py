@@ -1,41 +1,15 @@
-"""What runs a network on a batch of windows: the protocol, and PyTorch's eager mode."""
+"""Words for devices and precisions, and what they mean on this machine."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from streamdeblur.errors import DeviceError, UsageError
 from streamdeblur.models.base import ResidualModel
-from streamdeblur.restore.memory import activation_bytes
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Engine(Protocol):
-    """Predicts corrections. One call at a time."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where batches are expected and corrections come back."""
-
-    @property
-    def receptive_radius(self) -> int:
-        """Pixels, see ``ResidualModel``."""
-
-    @property
-    def bytes_per_pixel(self) -> float:
-        """Peak bytes of activations per input pixel, for sizing tiles."""
-
-    def residual(self, batch: Tensor) -> Tensor:
-        """The correction to add to ``batch``: (N, 3, H, W) float32 on ``device``, H and W multiples of 4.
-
-        Returns the same shape on the same device, of any float type, unclamped.
-        """
 
 
 def resolve_device(name: str) -> torch.device:
@@ -98,50 +72,3 @@ def resolve_precision(name: str, device: torch.device, model: ResidualModel) -> 
         modern = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if modern else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
-
-
-class TorchEngine:
-    """A network in PyTorch's eager mode: its own data type, channels_last, inference mode.
-
-    Weights and activations are in ``dtype``; batches are converted on the way in. The image itself stays float32
-    with the caller, who adds the correction to it, so a correction of zero is exact in any precision.
-
-    With float32 on CUDA, cuDNN would by default round the factors of convolutions to TF32 (10 bits of mantissa);
-    this engine turns that off, for the whole process, since PyTorch has one switch.
-    Takes over the module (it is moved and cast in place). Calls from several threads are safe, and gain nothing.
-    """
-
-    def __init__(self, model: ResidualModel, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self._bytes_per_pixel = activation_bytes(model, dtype)
-        self._device, self._dtype = device, dtype
-        self._layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
-        model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
-        for parameter in model.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=self._layout)
-        self._model = model
-        if device.type == "cuda" and dtype == torch.float32:
-            with warnings.catch_warnings():  # the name that PyTorch 2.8 knows is deprecated from 2.9 on
-                warnings.simplefilter("ignore")
-                torch.backends.cudnn.allow_tf32 = False
-                torch.backends.cuda.matmul.allow_tf32 = False
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def receptive_radius(self) -> int:
-        return self._model.receptive_radius
-
-    @property
-    def bytes_per_pixel(self) -> float:
-        return self._bytes_per_pixel
-
-    @torch.inference_mode()
-    def residual(self, batch: Tensor) -> Tensor:
-        return self._model.residual(batch.to(self._device, self._dtype, memory_format=self._layout))

@@ -1,0 +1,20 @@
+"""What runs a network on a batch of windows. ``build_engine`` chooses; optional libraries are loaded when asked for."""
+
+from __future__ import annotations
+
+from streamdeblur.restore.engines.choose import build_engine
+from streamdeblur.restore.engines.devices import cpu_has_bf16, resolve_device, resolve_precision
+from streamdeblur.restore.engines.eager import TorchEngine
+from streamdeblur.restore.engines.protocol import ENGINES, Engine, EngineFacts, facts
+
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineFacts",
+    "TorchEngine",
+    "build_engine",
+    "cpu_has_bf16",
+    "facts",
+    "resolve_device",
+    "resolve_precision",
+]

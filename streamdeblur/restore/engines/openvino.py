@@ -1,0 +1,174 @@
+"""OpenVINO on the CPU: its own graph compiler, bf16 on AMX, int8 through NNCF.
+
+The network is exported once with free batch, height and width, and kept as OpenVINO's IR in the cache folder; a tile
+shape is fixed when it is first seen, which takes 0.2 s.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamdeblur.models.base import ResidualModel
+from streamdeblur.models.export import export_program, quantize, require, to_openvino
+from streamdeblur.models.trial import fingerprint, noise, picture
+from streamdeblur.restore.engines import cache
+from streamdeblur.restore.engines.fused import CPU_TILE
+from streamdeblur.restore.memory import activation_bytes
+
+log = logging.getLogger(__name__)
+
+#: Compiled shapes kept at most: a video has one, with ``--reuse`` the window sizes of ``restore.cover`` (25) more; a
+#: folder of pictures may have many.
+_SHAPES = 32
+
+#: Its memory over ``activation_bytes``, in units of ``memory.OVERHEAD``: buffers are planned beforehand.
+_FRUGALITY = 0.45
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
+
+
+def version() -> str:
+    """Of the library. Raises UsageError where it is not installed."""
+    return str(require("openvino", "openvino").__version__)
+
+
+def graph_path(print_: str, *, int8: bool = False) -> Path:
+    """Where the graph of the model with this fingerprint is kept, or would be."""
+    digest = cache.key(print_, torch.__version__, version())
+    return cache.cache_folder() / "openvino" / f"{digest}{'-int8' if int8 else ''}.xml"
+
+
+def is_ready(print_: str, *, int8: bool = False) -> bool:
+    """Whether the graph is in the cache, so that the engine starts at once."""
+    path = graph_path(print_, int8=int8)
+    return path.is_file() and path.with_suffix(".bin").is_file()
+
+
+def save_graph(graph: Any, path: Path, *, half: bool = False) -> None:
+    """Write an ``openvino.Model`` as ``path`` (.xml) and its weights beside it (.bin). Raises OSError.
+
+    half: weights of fp16. The weights come into place before the graph does: whoever finds the graph finds both.
+    """
+    openvino = require("openvino", "openvino")
+    with cache.replacing(path) as xml:
+        weights = xml.with_suffix(".bin")
+        try:
+            openvino.save_model(graph, xml, compress_to_fp16=half)
+            weights.replace(path.with_suffix(".bin"))
+        finally:
+            weights.unlink(missing_ok=True)
+
+
+def default_calibration() -> list[Tensor]:
+    """What int8 is calibrated on where nothing better is given: rendered pictures, blurred, of several exposures."""
+    scene = picture(192, 256)
+    found = [scene, scene.flip(-1), scene.transpose(-1, -2).contiguous(), 1 - scene]
+    found += [x * gain for x in found[:2] for gain in (0.25, 0.6)]
+    grain = noise(192, 256) - 0.5
+    found += [(scene + grain * level).clamp(0, 1) for level in (0.05, 0.15)]
+    return found
+
+
+def calibrate(model: ResidualModel, calibration: Sequence[Tensor]) -> Any:
+    """The int8 graph of a model, also put into the cache, where ``OpenVINOEngine`` of this model will find it."""
+    print_ = fingerprint(model)
+    graph = quantize(_graph(model, print_), calibration)
+    try:
+        save_graph(graph, graph_path(print_, int8=True))
+    except OSError as e:
+        log.debug("the int8 graph can't be kept: %s", e)
+    return graph
+
+
+def _graph(model: ResidualModel, print_: str) -> Any:
+    openvino = require("openvino", "openvino")
+    if is_ready(print_):
+        try:
+            return openvino.Core().read_model(graph_path(print_))
+        except RuntimeError as e:  # a damaged file
+            log.debug("%s can't be read: %s", graph_path(print_), e)
+    graph = to_openvino(export_program(model, output="correction"))
+    try:
+        save_graph(graph, graph_path(print_))
+    except OSError as e:
+        log.debug("the OpenVINO graph can't be kept: %s", e)
+    return graph
+
+
+class OpenVINOEngine:
+    """A network on the CPU through OpenVINO, with as many threads as PyTorch has when it is built.
+
+    precision: "fp32", "bf16" or "int8" (the int8 graph of ``calibrate``, made from rendered pictures if there is none;
+    what it leaves in floating point runs in bf16). Copies the weights. Results are the same to the bit from call to
+    call and from process to process. Calls from several threads wait for each other.
+    Raises UsageError where the library is missing.
+    """
+
+    name = "openvino"
+    device = torch.device("cpu")
+    tile = CPU_TILE
+
+    def __init__(self, model: ResidualModel, precision: str) -> None:
+        began = time.perf_counter()
+        openvino = require("openvino", "openvino")
+        self.precision = precision
+        self.receptive_radius = model.receptive_radius
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        self.bytes_per_pixel = activation_bytes(model, dtype) * _FRUGALITY
+        print_ = fingerprint(model)
+        if precision == "int8":
+            self._model = self._int8(model, print_)
+        else:
+            self._model = _graph(model, print_)
+        self._core = openvino.Core()
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            # Several workers share a machine; each would pin itself to the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self.prepare_seconds = time.perf_counter() - began
+
+    @staticmethod
+    def _int8(model: ResidualModel, print_: str) -> Any:
+        if is_ready(print_, int8=True):
+            return require("openvino", "openvino").Core().read_model(graph_path(print_, int8=True))
+        log.warning(
+            "int8 is calibrated on rendered pictures, which takes a minute; streamdeblur export --format openvino "
+            "--int8 --calibrate PAIRS takes your own"
+        )
+        return calibrate(model, default_calibration())
+
+    def _request(self, shape: tuple[int, ...]) -> Any:
+        request = self._requests.get(shape)
+        if request is None:
+            began = time.perf_counter()
+            fixed = self._model.clone()
+            fixed.reshape(list(shape))
+            request = self._core.compile_model(fixed, "CPU", self._settings).create_infer_request()
+            while len(self._requests) >= _SHAPES:
+                self._requests.popitem(last=False)
+            self._requests[shape] = request
+            self.prepare_seconds += time.perf_counter() - began
+        self._requests.move_to_end(shape)
+        return request
+
+    def residual(self, batch: Tensor) -> Tensor:
+        with self._lock:
+            request = self._request(tuple(batch.shape))
+            values = batch.detach().to("cpu", torch.float32).contiguous().numpy()
+            result = request.infer([values], share_inputs=True, share_outputs=True)[0]
+            return torch.from_numpy(np.array(result))

@@ -1,0 +1,64 @@
+"""Whether an engine computes what eager fp32 computes: tried when it is first used on a machine, remembered then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from streamdeblur.models.trial import TOLERANCES, pictures
+from streamdeblur.restore.engines import cache
+from streamdeblur.restore.engines.protocol import Engine
+
+#: Side of the two tiles (noise and a picture), pixels.
+TRIAL_SIDE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """error: root mean square difference of the corrections, nominal [0, 1]; allowed: by ``TOLERANCES``."""
+
+    passed: bool
+    error: float
+    allowed: float
+
+
+class Trials:
+    """Verdicts on engines for one model. reference: computes its correction of a batch on the CPU in eager fp32."""
+
+    def __init__(self, fingerprint: str, reference: Callable[[Tensor], Tensor]) -> None:
+        self._fingerprint = fingerprint
+        self._compute = reference
+        self._reference: Tensor | None = None
+
+    def known(self, name: str, precision: str, device: torch.device, version: str) -> Verdict | None:
+        """What was found before on this machine, with these versions."""
+        found = cache.read_json(self._path(name, precision, device, version))
+        try:
+            return None if found is None else Verdict(bool(found["passed"]), found["error"], found["allowed"])
+        except KeyError:
+            return None
+
+    def judge(self, engine: Engine, name: str, precision: str, version: str) -> Verdict:
+        """The verdict, tried now unless it is known. Raises what the engine raises."""
+        verdict = self.known(name, precision, engine.device, version)
+        if verdict is not None:
+            return verdict
+        batch = pictures(TRIAL_SIDE, TRIAL_SIDE)
+        if self._reference is None:
+            self._reference = self._compute(batch)
+        # One by one: the shape that most engines run afterwards has one window, too.
+        parts = [engine.residual(one[None].to(engine.device)).float().cpu() for one in batch]
+        tolerance = TOLERANCES[precision]
+        error, allowed = tolerance.error(torch.cat(parts), self._reference), tolerance.allowed(self._reference)
+        verdict = Verdict(error <= allowed, error if math.isfinite(error) else 1e9, allowed)
+        cache.write_json(self._path(name, precision, engine.device, version), asdict(verdict))
+        return verdict
+
+    def _path(self, name: str, precision: str, device: torch.device, version: str) -> Path:
+        digest = cache.key(name, precision, version, self._fingerprint, device.type, cache.machine(device))
+        return cache.cache_folder() / "verdicts" / f"{name}-{precision}-{digest}.json"

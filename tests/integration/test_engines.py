@@ -1,0 +1,284 @@
+"""Engines of optional libraries: OpenVINO, ONNX Runtime, torch.compile; exported files; jobs that use them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from streamdeblur.config import ProcessOptions
+from streamdeblur.errors import OutputError, UsageError
+from streamdeblur.evaluation.restorers import load_candidates
+from streamdeblur.jobs import export as export_job
+from streamdeblur.jobs.export import export_network
+from streamdeblur.models import MIMOUNet, registry
+from streamdeblur.models.trial import TOLERANCES, fingerprint, picture, pictures
+from streamdeblur.restore import Restorer, Tiling
+from streamdeblur.restore.engines import build_engine, facts
+
+pytestmark = pytest.mark.integration
+
+CPU = torch.device("cpu")
+MODEL, WEIGHTS = "mimo-unet-small", "random:4"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One cache for the module: exporting is most of the time here. Workers of Ray get it by the environment."""
+    folder = tmp_path_factory.mktemp("cache")
+    before, threads = os.environ.get("STREAMDEBLUR_CACHE"), torch.get_num_threads()
+    os.environ["STREAMDEBLUR_CACHE"] = str(folder)
+    torch.set_num_threads(1)
+    yield folder
+    torch.set_num_threads(threads)
+    os.environ.pop("STREAMDEBLUR_CACHE")
+    if before is not None:
+        os.environ["STREAMDEBLUR_CACHE"] = before
+
+
+def network() -> MIMOUNet:
+    net = registry.build(MODEL, WEIGHTS)
+    assert isinstance(net, MIMOUNet)
+    return net.eval()
+
+
+def reference(x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return network().residual(x)
+
+
+@pytest.fixture(scope="module")
+def openvino_graph(module_cache: Path) -> Path:
+    """The folder with the exported graph of the network in it."""
+    pytest.importorskip("openvino")
+    build_engine(network(), engine="openvino", device=CPU, precision="fp32")
+    return module_cache / "openvino"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_openvino_computes_the_correction_and_changes_no_bit_with_threads(openvino_graph: Path, precision: str) -> None:
+    x, small = pictures(64, 96), picture(32, 40)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        engine = build_engine(network(), engine="openvino", device=CPU, precision=precision)
+        assert (facts(engine).name, facts(engine).precision) == ("openvino", precision)
+        before = facts(engine).prepare_seconds
+        first = engine.residual(x)
+        kept = first.clone()
+        assert torch.equal(engine.residual(small), engine.residual(small))
+        assert torch.equal(engine.residual(x), kept)
+        assert torch.equal(first, kept)  # a later call does not write to an earlier result
+        assert facts(engine).prepare_seconds > before  # two new shapes
+        results.append(kept)
+    torch.set_num_threads(1)
+    want = reference(x)
+    tolerance = TOLERANCES[precision]
+    assert tolerance.error(results[0], want) < tolerance.allowed(want)
+    if precision == "bf16":
+        assert torch.equal(results[0], results[1])
+    else:
+        assert (results[0] - results[1]).abs().max() < 1e-5
+
+
+def test_many_shapes_are_served_with_few_kept(openvino_graph: Path) -> None:
+    engine = build_engine(network(), engine="openvino", device=CPU, precision="fp32")
+    for side in (*range(16, 48, 4), 16):
+        x = picture(side, 16)
+        assert (engine.residual(x) - reference(x)).abs().max() < 1e-4
+
+
+def test_the_graph_is_exported_once_and_auto_takes_it_when_it_is_there(openvino_graph: Path) -> None:
+    before = {f: f.stat().st_mtime_ns for f in openvino_graph.iterdir()}
+    assert sorted(f.suffix for f in before) == [".bin", ".xml"]
+    engine = build_engine(network(), device=CPU, precision="fp32")
+    assert facts(engine).name == "openvino"
+    assert {f: f.stat().st_mtime_ns for f in openvino_graph.iterdir()} == before
+
+
+def test_a_damaged_graph_is_made_anew(openvino_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(openvino_graph, tmp_path / "openvino")
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path))
+    (graph,) = (tmp_path / "openvino").glob("*.xml")
+    graph.write_text("<net")
+    engine = build_engine(network(), engine="openvino", device=CPU, precision="fp32")
+    assert facts(engine).name == "openvino"
+    assert graph.stat().st_size > 1000
+
+
+def test_onnx_runtime_computes_the_correction(module_cache: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    x = pictures(64, 96)
+    for _ in range(2):
+        engine = build_engine(network(), engine="onnx", device=CPU)
+        assert (facts(engine).name, facts(engine).precision) == ("onnx", "fp32")
+        assert (engine.residual(x) - reference(x)).abs().max() < 1e-4
+    assert len(list((module_cache / "onnx").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_compiled_computes_the_correction() -> None:
+    engine = build_engine(network(), engine="compile", device=CPU, precision="fp32")
+    assert facts(engine).name == "compile"
+    for x in (pictures(64, 96), picture(32, 40)):
+        assert (engine.residual(x) - reference(x)).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_int8_is_calibrated_once_and_near(module_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    x = picture(96, 128)
+    for _ in range(2):
+        engine = build_engine(network(), device=CPU, precision="int8")
+        assert (facts(engine).name, facts(engine).precision) == ("openvino", "int8")
+    assert sum("calibrated on rendered pictures" in r.getMessage() for r in caplog.records) == 1
+    want = reference(x)
+    assert 0 < TOLERANCES["int8"].error(engine.residual(x), want) < TOLERANCES["int8"].allowed(want)
+
+
+# --- files
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "precision", "size"),
+    [
+        ("torch", ".pt2", "fp32", None),
+        ("onnx", ".onnx", "fp32", None),
+        ("openvino", ".xml", "fp16", (64, 48)),
+    ],
+)
+def test_an_exported_file_gives_restored_images(
+    kind: str, suffix: str, precision: str, size: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    if kind != "torch":
+        pytest.importorskip("onnxruntime" if kind == "onnx" else "openvino")
+    path = tmp_path / f"net{suffix}"
+    made = export_network(path, kind, model=MODEL, weights=WEIGHTS, size=size, precision=precision)  # type: ignore[arg-type]
+    assert made.model == MODEL
+    assert 0 <= made.error <= made.allowed
+    assert made.difference < (1e-4 if precision == "fp32" else 0.01)
+    names = {f.name for f in tmp_path.iterdir()}
+    assert names == ({path.name, "net.bin"} if kind == "openvino" else {path.name})
+    assert made.bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
+    x = picture(48, 64)
+    want = x + reference(x)
+    if kind == "openvino":
+        import openvino
+
+        core = openvino.Core()
+        got = torch.from_numpy(core.compile_model(core.read_model(path), "CPU")([x.numpy()])[0])
+    else:
+        (candidate,) = load_candidates([str(path)], device="cpu")  # as ``evaluate`` does
+        got = candidate(x)
+        # The small heads are not in it.
+        lower = sum(p.numel() for name, p in network().named_parameters() if name.startswith(("head2", "head3")))
+        extra = (candidate.parameters or 0) - sum(p.numel() for p in network().parameters()) + lower
+        assert 0 <= extra <= 16  # ONNX writes the factors of its resizing as numbers
+    assert (got - want).abs().max() < 0.01
+    with pytest.raises(OutputError, match=r"exists; --overwrite replaces it"):
+        export_network(path, kind, model=MODEL, weights=WEIGHTS)  # type: ignore[arg-type]
+
+
+def test_a_file_that_computes_something_else_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = export_job._load_torch
+    monkeypatch.setattr(export_job, "_load_torch", lambda path: lambda x: load(path)(x) + 0.01)
+    path = tmp_path / "net.pt2"
+    path.write_text("older")
+    with pytest.raises(OutputError, match=r"would be 0\.01 from eager fp32"):
+        export_network(path, "torch", model=MODEL, weights=WEIGHTS, size=(64, 48), overwrite=True)
+    assert [f.name for f in tmp_path.iterdir()] == ["net.pt2"]
+    assert path.read_text() == "older"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-o", "a.onnx", "--format", "torch"], "does not end in .pt2"),
+        (["-o", "a.onnx", "--format", "onnx", "--precision", "bf16"], "has no bf16"),
+        (["-o", "a.pt2", "--format", "torch", "--size", "62x48"], "62x48 is no multiple of 4"),
+        (["-o", "a.pt2", "--format", "torch", "--size", "big"], "neither WIDTHxHEIGHT nor dynamic"),
+        (["-o", "a.xml", "--format", "openvino", "--calibrate", "x"], "--calibrate is for --int8"),
+        (["-o", "a.onnx", "--format", "onnx", "--int8"], "format onnx has no int8"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamdeblur.cli.export import export
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=words):
+        export.main(["-m", MODEL, "-w", WEIGHTS, *arguments], standalone_mode=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from streamdeblur.cli.export import export
+
+    path = tmp_path / "net.pt2"
+    export.main(
+        ["-o", str(path), "--format", "torch", "-m", MODEL, "-w", WEIGHTS, "--size", "64x48"], standalone_mode=False
+    )
+    assert "largest difference from eager fp32" in " ".join(capsys.readouterr().err.split())
+    assert path.is_file()
+
+
+# --- jobs
+
+
+def test_a_restorer_tiles_through_openvino(openvino_graph: Path) -> None:
+    x = picture(120, 160)
+    tiling = Tiling("fast", 96, 32)
+    eager = Restorer(MODEL, weights=WEIGHTS, device="cpu", precision="fp32", tiling=tiling, engine="eager")
+    other = Restorer(MODEL, weights=WEIGHTS, device="cpu", precision="fp32", tiling=tiling, engine="openvino")
+    assert (eager(x) - other(x)).abs().max() < 1e-4
+    assert other.plan(720, 1280).mode == "fast"
+    free = Restorer(MODEL, weights=WEIGHTS, device="cpu", precision="fp32", engine="openvino")
+    assert free.plan(64, 96).mode == "whole"
+
+
+_OTHER_PROCESS = """
+import sys, numpy as np, torch
+from streamdeblur.models.trial import picture
+from streamdeblur.restore import RestorerSpec
+engine, precision, path = sys.argv[1:]
+restorer = RestorerSpec("mimo-unet-small", "random:4", "cpu", precision, "whole", 1, engine).build()
+np.save(path, restorer(picture(64, 96)).numpy())
+"""
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("openvino", "bf16"), ("fused", "bf16"), ("fused", "fp32")])
+def test_another_process_gets_the_same_bits(openvino_graph: Path, engine: str, precision: str, tmp_path: Path) -> None:
+    path = tmp_path / "result.npy"
+    subprocess.run([sys.executable, "-c", _OTHER_PROCESS, engine, precision, str(path)], check=True, timeout=250)
+    mine = Restorer(MODEL, weights=WEIGHTS, device="cpu", precision=precision, tiling="whole", engine=engine)
+    assert np.array_equal(np.load(path), mine(picture(64, 96)).numpy())
+
+
+def test_the_workforce_says_what_runs_and_hands_workers_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    import streamdeblur.runtime.ray_pool as ray_pool
+    from streamdeblur.jobs.workforce import Workforce
+
+    handed = {}
+
+    def pool(factory: object, **settings: object) -> str:
+        handed.update(settings, spec=factory.spec)  # type: ignore[attr-defined]
+        return "pool"
+
+    monkeypatch.setattr(ray_pool, "RayPool", pool)
+    options = ProcessOptions(model=MODEL, weights="random:9", device="cpu", precision="fp32", workers=2)
+    workforce = Workforce(options, (96, 64), 10)
+    assert workforce.prepare_seconds > 0
+    assert handed["spec"].engine == workforce.engine == "fused"
+    assert handed["spec"].precision == workforce.precision == "fp32"
+    assert fingerprint(registry.build(MODEL, "random:9")) != fingerprint(network())

@@ -1,0 +1,64 @@
+"""Engines on CUDA, for machines that have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from streamdeblur.models import MIMOUNet, MIMOUNetConfig
+from streamdeblur.models.random_weights import random_state
+from streamdeblur.models.trial import noise
+from streamdeblur.restore.engines import TorchEngine, build_engine, facts
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+TINY = MIMOUNetConfig(width=8, blocks=1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "cache"))
+
+
+def network(config: MIMOUNetConfig = TINY) -> MIMOUNet:
+    net = MIMOUNet(config)
+    net.load_state_dict(random_state(config, 0))
+    return net.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_cuda_graphs_replay_what_eager_mode_computes(precision: str) -> None:
+    place = torch.device("cuda", 0)
+    config = MIMOUNetConfig(width=16, blocks=2)
+    engine = build_engine(network(config), engine="auto", device=place, precision=precision)
+    assert facts(engine).name == "cuda-graphs"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    eager = TorchEngine(network(config), place, dtype)
+    kept = []
+    for seed, shape in enumerate(((2, 3, 64, 96), (1, 3, 64, 96), (2, 3, 64, 96), (1, 3, 32, 32))):
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(place)
+        got, want = engine.residual(x), eager.residual(x)
+        assert (got.float() - want.float()).abs().max() < 1e-3
+        kept.append((got, got.clone()))
+    assert all(torch.equal(a, b) for a, b in kept)  # a later replay does not write to an earlier result
+
+
+def test_more_shapes_than_are_kept_on_cuda() -> None:
+    place = torch.device("cuda", 0)
+    engine = build_engine(network(), engine="cuda-graphs", device=place, precision="bf16")
+    reference = TorchEngine(network(), place, torch.bfloat16)
+    for side in (16, 20, 24, 28, 32, 36, 16):
+        x = noise(side, side).to(place)
+        assert (engine.residual(x).float() - reference.residual(x).float()).abs().max() < 1e-3
+
+
+def test_compiled_on_cuda_computes_the_same() -> None:
+    place = torch.device("cuda", 0)
+    engine = build_engine(network(), engine="compile", device=place, precision="bf16")
+    assert facts(engine).name == "compile"
+    reference = TorchEngine(network(), place, torch.bfloat16)
+    for size in ((64, 64), (32, 96)):
+        x = noise(*size).to(place)
+        assert (engine.residual(x).float() - reference.residual(x).float()).abs().max() < 2e-3
