@@ -183,8 +183,10 @@ def free_memory(root: Path = Path("/")) -> int:
     return min(candidates)
 
 
-def own_memory() -> int:
-    """Bytes that this process has resident; 0 where the system does not say."""
+def own_memory(device: torch.device) -> int:
+    """Bytes that this process has taken of a device's memory: resident, or allocated on CUDA; 0 where nothing tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
@@ -203,22 +205,20 @@ def job_bytes(width: int, height: int) -> int:
     return 120 * height * width
 
 
-def device_budget(device: torch.device, workers: int = 1, limit: int | None = None, reserved: int = 0) -> int:
+def device_budget(device: torch.device, workers: int = 1, limit: int | None = None, taken: int = 0) -> int:
     """Bytes that one of ``workers`` alike on a device may plan with.
 
-    limit: that all of them together may take, None for a share of what is free. Of it goes what this process has taken
-    already (its workers will take as much each: libraries, weights), and ``reserved``, what it will take beside the
-    plan; on CUDA only what is allocated there counts. Raises DeviceError where nothing is left.
+    limit: that all of them together may take, None for a share of what is free. taken: what each of them takes of it
+    anyhow (libraries, weights, its decoder and encoder). Raises DeviceError where nothing is left.
     """
     workers = max(1, workers)
     if limit is None:
         return int(_free(device) * SHARE) // workers
-    used = torch.cuda.memory_allocated(device) if device.type == "cuda" else own_memory() + reserved
-    left = min(limit // workers - used, _free(device) // workers)
+    left = min(limit // workers - taken, _free(device) // workers)
     if left <= 0:
         given = f"{limit / 1e6:,.0f} MB of memory" + (f" for {workers} workers" if workers > 1 else "")
         raise DeviceError(
-            f"{given}, and {used / 1e6:,.0f} MB are taken without the network" + (" by each" if workers > 1 else ""),
+            f"{given}, and {taken / 1e6:,.0f} MB are taken without the network" + (" by each" if workers > 1 else ""),
             "allow more with --memory",
         )
     return left

@@ -22,7 +22,7 @@ from streamdeblur.restore.blend import Canvas, pad_frame
 from streamdeblur.restore.composer import plane_part
 from streamdeblur.restore.cover import Box
 from streamdeblur.restore.engines import Engine, build_engine, facts, resolve_device
-from streamdeblur.restore.memory import FAST_TILE, Tiling, choose_tiling, device_budget, job_bytes, shrink
+from streamdeblur.restore.memory import FAST_TILE, Tiling, choose_tiling, device_budget, job_bytes, own_memory, shrink
 from streamdeblur.restore.planner import Region
 from streamdeblur.restore.tiles import MODES, TilePlan
 from streamdeblur.restore.tuning import known_plan
@@ -78,6 +78,8 @@ class Restorer:
         self._engine = engine
         self._tiling = tiling
         self._memory = memory
+        # Now, before any frame: later on this would count what earlier sizes have left with the allocator.
+        self._own = own_memory(engine.device)
         self._chosen: dict[tuple[int, int], Tiling] = {}
         self._lock = threading.Lock()
         self._said = False
@@ -143,13 +145,14 @@ class Restorer:
         device = self._engine.device
         tuned = known_plan(self._engine) if self._tiling == "auto" else None
         wished = tuned.tile if tuned is not None else facts(self._engine).tile
+        taken = self._own + (job_bytes(width, height) if device.type == "cpu" else 0)
         chosen = choose_tiling(
             height,
             width,
             mode=self._tiling,
             radius=self._engine.receptive_radius,
             bytes_per_pixel=self._engine.bytes_per_pixel,
-            budget=device_budget(device, workers, self._memory, job_bytes(width, height)),
+            budget=device_budget(device, workers, self._memory, taken),
             accelerator=device.type != "cpu",
             tile=wished,
             batch_pixels=None if tuned is None else tuned.batch_pixels,

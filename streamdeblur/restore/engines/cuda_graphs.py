@@ -21,7 +21,7 @@ from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.memory import ACCELERATOR_TILE
 
 #: Recorded shapes kept at most: whole batches and the last, smaller one, of two frame sizes. Each holds its memory.
-_SHAPES = 4
+_SHAPES = 32
 
 #: Runs before recording: cuDNN chooses its algorithms and allocates its workspaces.
 _WARM_UP = 3
