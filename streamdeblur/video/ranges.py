@@ -42,6 +42,11 @@ class Keyframes:
     needed: Fraction | None
     shown: Fraction | None
 
+    @property
+    def presented(self) -> Fraction | None:
+        """When ``before`` is shown by its own timestamp."""
+        return self.shown if self.before == 0 else self.before
+
 
 class CopyRange:
     """Picks the packets of start <= time < until and moves them to count from ``start``.

@@ -73,8 +73,8 @@ class VideoReader:
     path: a file, or anything FFmpeg opens.
     stream: which video stream, counted among the video streams that are not cover art.
     on_error: "fail" raises BrokenStream at the first packet that can't be decoded or read, "bypass" keeps what decodes.
-    start, duration: seconds from the start of the container; frames with start <= time < start + duration are given,
-        with timestamps that count from ``start``.
+    start, duration: seconds from the start of the container, exact where they are fractions; frames with
+        start <= time < start + duration are given, with timestamps that count from ``start``.
     interlaced: overrides what the stream says of itself. deinterlace: weave fields into progressive frames.
     hardware: "cuda" decodes with NVDEC where that opens, else in software with one line.
     threads: decoder threads, 0 for FFmpeg's choice. copy_streams: hand on the packets of the other streams.
@@ -90,8 +90,8 @@ class VideoReader:
         *,
         stream: int = 0,
         on_error: OnError = "fail",
-        start: float | None = None,
-        duration: float | None = None,
+        start: float | Fraction | None = None,
+        duration: float | Fraction | None = None,
         interlaced: Interlaced = "auto",
         deinterlace: bool = False,
         hardware: str | None = None,
@@ -163,7 +163,7 @@ class VideoReader:
             raise UsageError(f"video stream {number} of {self.path} does not exist", f"it has {len(videos)}")
         return videos[number]
 
-    def _set_range(self, start: float | None, duration: float | None) -> None:
+    def _set_range(self, start: float | Fraction | None, duration: float | Fraction | None) -> None:
         begin = self.container.start_time
         origin = Fraction(begin, av.time_base) if begin is not None and begin > -(1 << 62) else Fraction(0)
         self._from: Fraction | None = None
@@ -189,14 +189,29 @@ class VideoReader:
                 self.path, others, start=first if start else None, until=self._until, shift=self.shift
             )
         if start:
-            around = [*self.keyframes.values(), keyframes_around(self.path, self.stream.index, first, ahead=False)]
-            needed = first + min((k.needed for k in around if k is not None and k.needed is not None), default=0)
-            if not _INDEXED & set(self.container.format.name.split(",")):
-                needed -= _SKEW  # searched by the times of one stream, while others lie around it
-            try:
+            self._seek(first)
+
+    def _seek(self, first: Fraction) -> None:
+        """Begin to read where all that is wanted from ``first`` on can be decoded."""
+        formats = set(self.container.format.name.split(","))
+        mine = keyframes_around(self.path, self.stream.index, first, ahead=False)
+        around = [k for k in (mine, *self.keyframes.values()) if k is not None]
+        needed = min((k.needed for k in around if k.needed is not None), default=Fraction(0))
+        if "mov" in formats and not self.keyframes and mine is not None and mine.presented is not None:
+            # Searched by the time of presentation: that of decoding would lead one group of pictures further back.
+            needed = mine.presented
+        needed += first
+        if not _INDEXED & formats:
+            needed -= _SKEW  # searched by the times of one stream, while others lie around it
+        try:
+            if self.stream.time_base and not self.keyframes and _INDEXED & formats:
+                self.container.seek(
+                    math.floor(max(needed, Fraction(0)) / self.stream.time_base), stream=self.stream, backward=True
+                )
+            else:
                 self.container.seek(math.floor(max(needed, Fraction(0)) * av.time_base), backward=True)
-            except av.error.FFmpegError as e:  # not seekable: decode up to there
-                log.info("%s can't be searched (%s): decoding from its beginning", self.path, reason(e))
+        except av.error.FFmpegError as e:  # not seekable: decode up to there
+            log.info("%s can't be searched (%s): decoding from its beginning", self.path, reason(e))
 
     def _read_first(self) -> None:
         """Decode up to the first frame; packets that come before it wait in ``_pending``."""

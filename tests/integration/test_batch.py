@@ -7,12 +7,10 @@ import logging
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from streamdeblur import process_video
@@ -23,14 +21,13 @@ from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.state import Snapshot
 from streamdeblur.jobs.verify import verify
 from streamdeblur.runtime.ledger import FrameRecord, read_ledger
-from tests.clips import Picture, read_clip, write_numbered_clip
+from tests.batching import clip, gated, workers
+from tests.clips import Picture, read_clip
 
 ray = pytest.importorskip("ray")
 
 pytestmark = pytest.mark.integration
 
-SIZE = (96, 64)
-CLOSED = {"x264-params": "keyint=10:min-keyint=10:scenecut=0:bframes=2:log-level=none"}
 JOB: dict[str, Any] = {
     "model": "offset", "lossless": True, "workers": 2, "segment_seconds": 1.0, "backoff": 0.1, "reserve_gb": 0.01,
 }  # fmt: skip
@@ -47,11 +44,6 @@ def cluster() -> Iterator[None]:
     signal.signal(signal.SIGTERM, kept)
     yield
     ray.shutdown()
-
-
-def clip(path: Path, frames: int, **more: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return write_numbered_clip(path, frames, SIZE, rate=10, options=CLOSED, **more)
 
 
 def run(
@@ -80,10 +72,10 @@ def expect_same(path: Path, pictures: list[Picture]) -> None:
 
 def test_a_folder_is_restored_and_the_job_resumed(tmp_path: Path) -> None:
     source, dest = tmp_path / "in", tmp_path / "out"
-    clip(source / "long.mp4", 34, audio=True)
-    clip(source / "cam1" / "a.mp4", 5)
-    clip(source / "cam1" / "b.avi", 6)
-    clip(source / "cam2" / "c.mkv", 7, audio=True)
+    clip(source / "long.mp4", 34, gop=10, audio=True)
+    clip(source / "cam1" / "a.mp4", 5, gop=10)
+    clip(source / "cam1" / "b.avi", 6, gop=10)
+    clip(source / "cam2" / "c.mkv", 7, gop=10, audio=True)
     wrong = source / "cam2" / "wrong.mp4"
     wrong.write_text("no film at all")
     snapshots: list[Snapshot] = []
@@ -123,7 +115,7 @@ def test_a_folder_is_restored_and_the_job_resumed(tmp_path: Path) -> None:
     assert (again.exit_code, again.resumed, again.actors, again.frames) == (0, 4, 0, 52)
     assert {p: p.stat().st_mtime_ns for p in dest.rglob("*.m??")} == stamps
 
-    clip(wrong, 4)
+    clip(wrong, 4, gop=10)
     (dest / "cam1" / "a.mp4").unlink()
     (source / "m.jsonl").write_text('{"source": "cam2/c.mkv", "model": "identity"}\n')
     third = run(source, source / "m.jsonl", dest=dest)
@@ -134,35 +126,8 @@ def test_a_folder_is_restored_and_the_job_resumed(tmp_path: Path) -> None:
     expect_same(dest / "cam2" / "c.mkv", read_clip(source / "cam2" / "c.mkv"))
 
 
-def workers() -> list[psutil.Process]:
-    """The batch actors of this process's own Ray."""
-    found = psutil.Process().children(recursive=True)
-    return [p for p in found if p.is_running() and " ".join(p.cmdline()).startswith("ray::BatchWorker")]
-
-
-def gated(gate: Path) -> Any:
-    """Builds the restorer of `offset`, which holds every picture back until the gate is there."""
-
-    def build(options: Any) -> Any:
-        from streamdeblur.restore import Restorer
-
-        restorer = Restorer("offset")
-        residual = restorer.engine.residual
-
-        def held(batch: Any) -> Any:
-            end = time.monotonic() + 120
-            while not gate.exists() and time.monotonic() < end:
-                time.sleep(0.02)
-            return residual(batch)
-
-        restorer.engine.residual = held  # type: ignore[method-assign]
-        return restorer
-
-    return build
-
-
 def test_a_killed_actor_costs_nothing(tmp_path: Path) -> None:
-    source = clip(tmp_path / "in" / "a.mp4", 150)
+    source = clip(tmp_path / "in" / "a.mp4", 150, gop=10)
     gate = tmp_path / "gate"
     killed: list[int] = []
 
@@ -183,8 +148,8 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path) -> None:
 
 def test_a_file_that_kills_is_quarantined_and_the_job_goes_on(tmp_path: Path) -> None:
     source, dest = tmp_path / "in", tmp_path / "out"
-    clip(source / "poison.mp4", 60)
-    clip(source / "good.mp4", 5)
+    clip(source / "poison.mp4", 60, gop=10)
+    clip(source / "good.mp4", 5, gop=10)
     gate = tmp_path / "gate"
 
     def kill(s: Snapshot) -> None:
@@ -208,7 +173,7 @@ def test_a_file_that_kills_is_quarantined_and_the_job_goes_on(tmp_path: Path) ->
 
 def test_urls_in_and_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source = clip(tmp_path / "in" / "a.mp4", 25)
+    source = clip(tmp_path / "in" / "a.mp4", 25, gop=10)
     summary = run(
         f"file://{source.parent}", dest=f"file://{tmp_path}/out", scratch=str(tmp_path / "scratch"), workers=1,
         model="identity", verify=False,
@@ -221,7 +186,7 @@ def test_urls_in_and_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_concerns_the_whole_job_is_said_before_anything_is_done(tmp_path: Path) -> None:
-    source = clip(tmp_path / "in" / "a.mp4", 5)
+    source = clip(tmp_path / "in" / "a.mp4", 5, gop=10)
     dest = tmp_path / "out"
     with pytest.raises(WeightsError, match=r"gone\.safetensors"):
         run(source, dest=dest, model=None, weights=str(tmp_path / "gone.safetensors"))

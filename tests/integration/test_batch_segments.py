@@ -16,11 +16,13 @@ from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import InputError
 from streamdeblur.jobs.batch.joining import join_segments
 from streamdeblur.jobs.batch.packet_file import read_header, read_packets
-from streamdeblur.jobs.batch.plan import Plan, edit_segments, make_plan
+from streamdeblur.jobs.batch.plan import Plan, edit_segments, make_plan, open_segment_reader
 from streamdeblur.jobs.batch.restorers import Restorers
 from streamdeblur.jobs.batch.segments import SegmentWork, Uncuttable
 from streamdeblur.jobs.verify import verify
 from streamdeblur.runtime.ledger import FrameRecord, read_ledger
+from streamdeblur.video.reader import VideoReader
+from tests.batching import decoded
 from tests.clips import read_clip, write_numbered_clip
 from tests.clips import read_packets as packets_of
 
@@ -96,27 +98,102 @@ def test_segmented_is_whole(tmp_path: Path, seconds: float, source: str, result:
     expect_equal(path, tmp_path, result, plan, model="offset", lossless=True)
 
 
-#: Real footage; what of it can't be cut safely is planned whole, by the last column.
-FOOTAGE = {
-    "driving_720p.mp4": "cut", "driving_highway_audio.mp4": "cut", "fixed_camera_cars.mp4": "cut",
-    "fixed_camera_traffic.mp4": "cut", "handheld_dog_720p_audio.mp4": "cut", "two_video_two_audio_subs.mp4": "cut",
-    "vfr_cursed.mp4": "cut", "bt2020_10bit.mp4": "whole", "chapters.mkv": "whole", "sar_2x1.mp4": "whole",
-    "edit_list_rotated_hlg.mp4": "whole", "fixed_camera_pedestrians.avi": "whole", "no_initial_keyframe.ts": "whole",
-}  # fmt: skip
+#: Real footage: how many segments with lengths of 1, 2 and 10 seconds, or why it goes whole.
+FOOTAGE: dict[str, tuple[int | str, int | str, int | str]] = {
+    "ass_subtitles.mkv": ("short", "short", "short"),
+    "bt2020_10bit.mp4": ("no closed keyframe", "short", "short"),
+    "bt709_full_range_720p.mp4": ("short", "short", "short"),
+    "chapters.mkv": ("no closed keyframe", "no closed keyframe", "short"),
+    "driving_720p.mp4": (2, "short", "short"),
+    "driving_highway_audio.mp4": (8, 4, "short"),
+    "edit_list_rotated_hlg.mp4": ("edit list that hides", "short", "short"),
+    "fixed_camera_cars.mp4": (7, 7, 2),
+    "fixed_camera_pedestrians.avi": ("can't be searched", "can't be searched", "can't be searched"),
+    "fixed_camera_traffic.mp4": (19, 10, 3),
+    "handheld_dog_720p_audio.mp4": (2, 2, "short"),
+    "hdr10_1080p.mp4": ("short", "short", "short"),
+    "long_1080p_6min.mp4": (3, 3, 2),  # of its first 20 s, in groups of 250 frames
+    "no_initial_keyframe.ts": ("middle of a group", "short", "short"),
+    "odd_size_444_10bit.mp4": ("short", "short", "short"),
+    "odd_size_vp9.mp4": ("short", "short", "short"),
+    "rotated.mp4": ("short", "short", "short"),
+    "sar_2x1.mp4": ("no closed keyframe", "no closed keyframe", "short"),
+    "two_video_two_audio_subs.mp4": (2, 2, "short"),
+    "vfr_cursed.mp4": (3, 3, "short"),
+}
+
+
+def first_seconds(source: Path, target: Path, seconds: int) -> Path:
+    """The pictures of the beginning, packet by packet."""
+    with av.open(str(source)) as a, av.open(str(target), "w") as b:
+        stream = a.streams.video[0]
+        copied = b.add_stream_from_template(stream, opaque=True)
+        for packet in a.demux(stream):
+            if packet.dts is None or packet.dts * packet.time_base >= seconds:
+                break
+            packet.stream = copied
+            b.mux(packet)
+    return target
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", FOOTAGE)
 def test_real_footage_in_segments_is_whole(clips: Path, tmp_path: Path, name: str) -> None:
     source = clips / name
-    plans = {s: make_plan(str(source), ProcessOptions(), s) for s in (1.0, 2.0, 10.0)}
-    assert ("cut" if plans[1.0].segments else "whole") == FOOTAGE[name], plans[1.0].whole
-    for seconds, plan in plans.items():
-        if plan.segments:
-            folder = tmp_path / f"{seconds:g}"
-            folder.mkdir()
-            expect_equal(source, folder, ".mkv", plan, model="identity", lossless=True)
+    if name.startswith("long_"):
+        source = first_seconds(source, tmp_path / name, 20)
+    plans: dict[Any, Plan] = {}
+    for seconds, expected in zip((1.0, 2.0, 10.0), FOOTAGE[name], strict=True):
+        plan = make_plan(str(source), ProcessOptions(), seconds)
+        if isinstance(expected, str):
+            assert expected in (plan.whole or "")
+            assert not plan.segments
+        else:
+            assert len(plan.segments) == expected, plan.whole
+            plans[plan.segments] = plan
+    if not plans:
+        return
+    whole = tmp_path / "whole.mkv"
+    process_video(source, whole, model="identity", lossless=True)
+    pictures = decoded(whole)
+    assert [p for _, p in pictures] == [p for _, p in decoded(source)]  # Matroska rounds the times
+    for number, plan in enumerate(plans.values()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        joined = folder / "joined.mkv"
+        assert in_segments(source, joined, plan, model="identity", lossless=True) == {"restored": len(pictures)}
+        assert decoded(joined) == pictures
+        assert verify(source, joined).differences == []
+        with av.open(str(joined)) as c:
+            others = [s.index for s in c.streams if s.type != "video"]
+        for index in others:
+            assert packets_of(joined, index) == packets_of(whole, index)
+
+
+def test_a_segment_is_decoded_from_its_own_keyframe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where pictures are reordered, and the decoding time of a keyframe lies before its presentation."""
+    fed = 0
+    decode = VideoReader._decode_packet
+
+    def counted(reader: VideoReader, *arguments: Any) -> Any:
+        nonlocal fed
+        fed += 1
+        return decode(reader, *arguments)
+
+    monkeypatch.setattr(VideoReader, "_decode_packet", counted)
+    for ending in (".mp4", ".mkv"):
+        source = clip(tmp_path / f"a{ending}", 34)
+        plan = make_plan(str(source), ProcessOptions(), 1.0)
+        tick = Fraction(plan.tick)
+        assert [s.frames for s in plan.segments] == [10, 10, 10, 4]
+        for segment in plan.segments[1:]:
+            assert segment.start is not None
+            fed = 0
+            with open_segment_reader(str(source), segment.start * tick, None, ProcessOptions()) as reader:
+                first = next(iter(reader))
+            assert first.pts == 0
+            assert fed <= 4  # what the decoder holds back to put pictures in order; a group has ten
 
 
 def test_segmented_is_whole_at_a_variable_rate_with_b_frames(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import OutputError, StreamdeblurError, UnreadableInput
@@ -29,13 +29,18 @@ from streamdeblur.jobs.batch.units import Item, JobSpec
 from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.version import __version__
 
+if TYPE_CHECKING:
+    from streamdeblur.jobs.batch.scheduler import Scheduler
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
     """What a job did. files: by status. resumed: of those done, how many were done before this run. seconds: of this
-    run; frames: of all results. exit_code: 0 when every file is done and passes verify, else 1."""
+    run; frames: of all results. actors: at most at a time. idle: seconds that actors, all together, waited for their
+    next unit; transit: that units and what became of them were on their way. nodes: frames by host. exit_code: 0 when
+    every file is done and passes verify, else 1."""
 
     dest: str
     files: Mapping[str, int]
@@ -46,6 +51,8 @@ class BatchSummary:
     deaths: int
     retries: int
     actors: int
+    idle: float
+    transit: float
     report: str
     rows: tuple[Mapping[str, Any], ...] = field(repr=False, default=())
     nodes: Mapping[str, int] = field(default_factory=dict)
@@ -134,15 +141,12 @@ class _Job:
         self._refuse_foreign()
         manifest.commit()
         left = {key: f for key, f in self.files.items() if not f.over}
-        deaths = retries = actors = 0
-        nodes: dict[str, int] = {}
+        scheduler = None
         if left:
             self._take_over()
             scheduler = self._schedule(left)
-            deaths, retries, actors = scheduler.deaths, scheduler.retries, scheduler.peak_actors
-            nodes = scheduler.node_frames
         self._clean_up()
-        return self._finish(deaths, retries, actors, nodes)
+        return self._finish(scheduler)
 
     # --- before ------------------------------------------------------------------------------------------------------
 
@@ -238,7 +242,7 @@ class _Job:
 
     # --- the work ----------------------------------------------------------------------------------------------------
 
-    def _schedule(self, left: Mapping[str, FileState]) -> Any:
+    def _schedule(self, left: Mapping[str, FileState]) -> Scheduler:
         from streamdeblur.jobs.batch.cluster import connected, put
         from streamdeblur.jobs.batch.scheduler import Scheduler
 
@@ -264,12 +268,13 @@ class _Job:
     # --- after -------------------------------------------------------------------------------------------------------
 
     def _clean_up(self) -> None:
-        if all(f.over for f in self.files.values()):
-            for name in ("work", "segments"):
-                with suppress(StreamdeblurError):
-                    place.remove(place.join(self.dest, STATE, name))
+        # An actor that Ray took for dead may still be at work on a node that was cut off: it must not publish any more.
+        over = all(f.over for f in self.files.values())
+        for name in ("driver", "work", "segments") if over else ("driver",):
+            with suppress(StreamdeblurError):
+                place.remove(place.join(self.dest, STATE, name))
 
-    def _finish(self, deaths: int, retries: int, actors: int, nodes: Mapping[str, int]) -> BatchSummary:
+    def _finish(self, scheduler: Scheduler | None) -> BatchSummary:
         counts: dict[str, int] = {status: sum(f.status == status for f in self.files.values()) for status in STATUSES}
         seconds = time.monotonic() - self.started
         made = sum(f.frames_done for f in self.files.values() if not f.resumed)
@@ -280,12 +285,14 @@ class _Job:
             frames=sum(f.frames_done for f in self.files.values() if f.over),
             seconds=round(seconds, 3),
             fps=round(made / seconds, 3) if seconds > 0 else 0.0,
-            deaths=deaths,
-            retries=retries,
-            actors=actors,
+            deaths=scheduler.crew.deaths if scheduler else 0,
+            retries=scheduler.retries if scheduler else 0,
+            actors=scheduler.crew.peak if scheduler else 0,
+            idle=round(scheduler.crew.idle, 3) if scheduler else 0.0,
+            transit=round(scheduler.crew.transit, 3) if scheduler else 0.0,
             report=place.join(self.dest, "report.html"),
             rows=tuple(_row(f) for f in self.files.values()),
-            nodes=nodes,
+            nodes=scheduler.node_frames if scheduler else {},
         )
         self.manifest.add("end", finished=datetime.now(UTC).isoformat(timespec="seconds"), files=counts)
         self.manifest.commit()
@@ -319,6 +326,7 @@ def _row(f: FileState) -> dict[str, Any]:
         "frames": s.get("frames", 0),
         "restored": s.get("restored", 0),
         "bypassed": s.get("bypassed", 0),
+        "tiles": s.get("tiles"),
         "undecodable_packets": s.get("undecodable_packets", 0),
         "size": [s.get("width", 0), s.get("height", 0)],
         "segments": f.parts,

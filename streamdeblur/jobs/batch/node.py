@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from streamdeblur.jobs.batch.units import Done, Failure, Item, JobSpec, Outcome,
 from streamdeblur.jobs.process import Progress
 from streamdeblur.jobs.verify import verify
 from streamdeblur.jobs.workforce import tiling_words
+from streamdeblur.runtime.ledger import TileCounts
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +192,7 @@ class NodeWork:
             "height": item.plan.height,
             "copied": list(copied),
             "dropped": list(dropped),
+            "tiles": asdict(booked.tiles) if booked.tiles != TileCounts() else None,
         }
         done = self._publish(item, source, target, ledger, summary, said)
         place.remove(place.join(self._spec.dest, STATE, "segments", item.id))
@@ -234,6 +237,7 @@ class NodeWork:
             "differences": differences,
             "warnings": list(dict.fromkeys(said))[:50],
             "node": _node(),
+            "tiles": summary.get("tiles"),
         }
         return Done(item.id, found.size, found.tag, values)
 

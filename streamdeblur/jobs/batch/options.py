@@ -6,14 +6,27 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from streamdeblur.config import Conflict, EncodeOptions, Interlaced, OnError, ProcessOptions, StrictModel, parse
+from streamdeblur.config import (
+    Conflict,
+    DetectOptions,
+    EncodeOptions,
+    Interlaced,
+    OnError,
+    ProcessOptions,
+    StrictModel,
+    memory_checked,
+    parse,
+)
 
 #: Options of the main job that a batch sets itself.
 _OWN = ("workers", "ray", "gpus_per_worker", "overwrite", "ledger", "rate")
 #: What a manifest may set for a single file: everything that a job of one file takes and that is not about the cluster.
-PER_FILE = tuple(name for name in ProcessOptions.model_fields if name not in (*_OWN, "device", "threads", "in_flight"))
+_DEVICE = ("device", "threads", "in_flight", "memory")
+PER_FILE = tuple(
+    name for name in ProcessOptions.model_fields if name not in (*_OWN, *_DEVICE, *DetectOptions.model_fields)
+)
 #: Options that change a result. Another number of threads or workers does not.
 SHAPING = PER_FILE
 
@@ -29,8 +42,10 @@ class BatchOptions(EncodeOptions):
     model: str | None = _same("model")
     weights: str | None = _same("weights")
     device: str = _same("device")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _same("precision")
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _same("precision")
+    engine: Literal["auto", "eager", "fused", "compile", "openvino", "onnx", "cuda-graphs"] = _same("engine")
     tiling: Literal["auto", "exact", "fast", "whole"] = _same("tiling")
+    memory: str | None = _same("memory")
     in_flight: int = _same("in_flight")
     threads: int | None = _same("threads")
     stream: int = _same("stream")
@@ -39,7 +54,15 @@ class BatchOptions(EncodeOptions):
     interlaced: Interlaced = _same("interlaced")
     deinterlace: bool = _same("deinterlace")
     hardware: Literal["none", "cuda"] = _same("hardware")
+    reuse: bool = _same("reuse")
+    reuse_threshold: float = _same("reuse_threshold")
+    reuse_halo: int = _same("reuse_halo")
+    reuse_refresh: int = _same("reuse_refresh")
+    skip_sharp: bool = _same("skip_sharp")
+    sharp_below: float = _same("sharp_below")
     on_error: OnError = _same("on_error")
+
+    _memory = field_validator("memory")(memory_checked)
 
     address: str | None = Field(
         None, description="Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Default: RAY_ADDRESS, else this machine."
@@ -74,7 +97,9 @@ class BatchOptions(EncodeOptions):
     )
     reserve_gb: float = Field(1.0, ge=0, description="Pause while less than this many GB are free in DEST.")
 
-    conflicts: ClassVar[tuple[Conflict, ...]] = ProcessOptions.conflicts
+    conflicts: ClassVar[tuple[Conflict, ...]] = tuple(
+        c for c in ProcessOptions.conflicts if c not in DetectOptions.conflicts
+    )
 
 
 _SHARED = tuple(name for name in ProcessOptions.model_fields if name in BatchOptions.model_fields and name not in _OWN)
@@ -98,6 +123,7 @@ class _FileChanges(StrictModel):
     model: Any = None
     weights: Any = None
     precision: Any = None
+    engine: Any = None
     tiling: Any = None
     encoder: Any = None
     crf: Any = None
@@ -109,6 +135,12 @@ class _FileChanges(StrictModel):
     interlaced: Any = None
     deinterlace: Any = None
     hardware: Any = None
+    reuse: Any = None
+    reuse_threshold: Any = None
+    reuse_halo: Any = None
+    reuse_refresh: Any = None
+    skip_sharp: Any = None
+    sharp_below: Any = None
     on_error: Any = None
 
 

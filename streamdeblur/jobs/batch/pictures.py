@@ -18,16 +18,22 @@ _QUALITY = 82
 
 def thumbnail_pair(source: str, output: str, options: ProcessOptions) -> dict[str, bytes]:
     """JPEG files of one frame, some way into the result, by "before" and "after"; empty where that fails."""
+    for at in (_third(output, options), 0.0):  # what a container says of its length need not be so
+        try:
+            after = _picture(output, at, options)
+            return {"before": _picture(source, at + (options.start or 0.0), options), "after": after}
+        except (StreamdeblurError, ValueError, cv2.error) as e:
+            log.debug("no thumbnails of %s at %g s: %s", output, at, e)
+    return {}
+
+
+def _third(path: str, options: ProcessOptions) -> float:
+    """Seconds, some way into a file."""
     try:
-        with VideoReader(output, stream=options.stream, copy_streams=False, on_error="bypass") as reader:
-            length = reader.info.duration or 0.0
-        at = round(min(length / 3, 5.0), 3)
-        after = _picture(output, at, options)
-        before = _picture(source, at + (options.start or 0.0), options)
-    except (StreamdeblurError, ValueError, cv2.error) as e:
-        log.debug("no thumbnails of %s: %s", output, e)
-        return {}
-    return {"before": before, "after": after}
+        with VideoReader(path, stream=options.stream, copy_streams=False, on_error="bypass") as reader:
+            return round(min((reader.info.duration or 0.0) / 3, 5.0), 3)
+    except StreamdeblurError:
+        return 0.0
 
 
 def _picture(path: str, at: float, options: ProcessOptions) -> bytes:

@@ -20,6 +20,8 @@ from streamdeblur.errors import DiskFull, OutputError, UnreadableInput, UsageErr
 
 #: Protocols whose objects appear whole or not at all.
 _WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory"}
+#: What stores call that which changes with the content, the surest first.
+_TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified", "created")
 _NEEDS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
@@ -67,7 +69,7 @@ def stat(name: str) -> Stat | None:
         return None
     except Exception as e:  # every driver has errors of its own
         raise OutputError(f"{name} can't be looked at: {_line(e)}") from e
-    tag = next((str(info[k]) for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if k in info), "")
+    tag = next((str(info[k]) for k in _TAGS if info.get(k)), "")
     return Stat(int(info.get("size") or 0), tag)
 
 

@@ -66,7 +66,18 @@ def html_report(summary: BatchSummary, options: BatchOptions) -> str:
     head = "".join(
         f"<th{' class=text' if i in (1, 2) else ''}>{h}</th>"
         for i, h in enumerate(
-            ("file", "status", "before and after", "frames", "bypassed", "segments", "time", "in workers", "retries")
+            (
+                "file",
+                "status",
+                "before and after",
+                "frames",
+                "bypassed",
+                "reused",
+                "segments",
+                "time",
+                "in workers",
+                "retries",
+            )
         )
     )
     return (
@@ -93,6 +104,7 @@ def _row(r: Mapping[str, Any], dest: str) -> str:
         f"<small>{escape(r['source'])}</small>{size}</td>"
         f'<td class="text"><span class="{r["status"]}">{r["status"]}{" (before)" if r["resumed"] else ""}</span>{text}'
         f'</td><td class="text">{_pictures(r, dest)}</td><td>{r["frames"]}</td><td>{r["bypassed"]}</td>'
+        f"<td>{_saved(r['tiles'])}</td>"
         f"<td>{r['segments'] or 'whole'}</td><td>{_time(r['seconds'])}</td><td>{_time(r['worker_seconds'])}</td>"
         f"<td>{r['retries']}</td></tr>"
     )
@@ -112,6 +124,12 @@ def _pictures(r: Mapping[str, Any], dest: str) -> str:
         if data:
             found.append(f'<img alt="{word}" src="data:image/jpeg;base64,{base64.b64encode(data).decode("ascii")}">')
     return f'<div class="pair">{"".join(found)}</div>' if len(found) == 2 else ""
+
+
+def _saved(tiles: Mapping[str, int] | None) -> str:
+    """Share of tiles that the network did not see (``--reuse``, ``--skip-sharp``)."""
+    total = sum(tiles.values()) if tiles else 0
+    return f"{(tiles['reused'] + tiles['skipped']) / total:.0%}" if tiles and total else "–"
 
 
 def _time(seconds: float) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from streamdeblur.config import ProcessOptions
 from streamdeblur.jobs import workforce
 from streamdeblur.jobs.workforce import Workforce
-from streamdeblur.restore import Restorer, RestorerSpec, Tiling
+from streamdeblur.restore import Restorer, Tiling
+from streamdeblur.restore.engines import facts
 from streamdeblur.runtime.pool import InProcessPool
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ class KeptWorkforce(Workforce):
         engine = restorer.engine
         self.model = workforce.model_name(options)
         self.device = str(engine.device)
-        self.precision = workforce.precision_name(engine)
+        known = facts(engine)
+        self.precision, self.engine, self.prepare_seconds = known.precision, known.name, known.prepare_seconds
         self.tiling = tiling
         self.workers = 1
         if tiling is not None:
@@ -46,7 +48,7 @@ class Restorers:
     def get(self, options: ProcessOptions) -> Restorer:
         """The restorer of these options. Raises WeightsError, DeviceError, UsageError."""
         o = options
-        key = (o.model, o.weights, o.device, o.precision, o.tiling, o.threads)
+        key = (o.model, o.weights, o.device, o.precision, o.tiling, o.threads, o.engine, o.memory)
         found = self._kept.get(key)
         if found is None:
             while len(self._kept) >= _KEPT:
@@ -68,4 +70,4 @@ class Restorers:
 
 
 def _from_options(o: ProcessOptions) -> Restorer:
-    return RestorerSpec(o.model, o.weights, o.device, o.precision, o.tiling, o.threads).build()
+    return workforce.restorer_spec(o).build()

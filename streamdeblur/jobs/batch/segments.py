@@ -61,7 +61,7 @@ class FileWork(Job):
         check_target(self.source, self.target, self.options)
         return super().run()
 
-    def workforce(self, size: tuple[int, int]) -> Workforce:
+    def workforce(self, size: tuple[int, int], pictures: int | None) -> Workforce:
         return self._restorers.workforce(self.options, self._tiling, size)
 
     def writer(self, reader: VideoReader, request: EncoderRequest) -> VideoWriter:

@@ -14,7 +14,8 @@ STATUSES: tuple[Status, ...] = ("waiting", "working", "done", "differs", "quaran
 
 @dataclass(slots=True)
 class FileState:
-    """One file of the job. attempts: failures so far, by unit ("" for the file as a whole). spent: seconds in workers.
+    """One file of the job. attempts: failures so far, by unit. moves: units that went down with a node. tries: all that
+    was done again. spent: seconds in workers.
 
     left: numbers of the segments that are not done; None for a file that goes whole. resumed: it was done before.
     """
@@ -31,6 +32,7 @@ class FileState:
     started: float | None = None
     seconds: float = 0.0
     attempts: dict[str, int] = field(default_factory=dict)
+    moves: int = 0
     tries: int = 0
     error: str = ""
     summary: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,92 @@
+"""A child process at the other end of a link, which can be killed at any moment."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from streamdeblur.video.live.wire import Link
+
+log = logging.getLogger(__name__)
+
+_PACKAGE = Path(__file__).resolve().parents[3]
+
+
+class Child:
+    """``python -m MODULE FD`` with a link. Nothing secret is in its arguments or its environment.
+
+    The child has a session of its own: Ctrl-C at a terminal reaches the parent alone, which then ends it in order.
+    """
+
+    def __init__(self, module: str) -> None:
+        here, there = socket.socketpair()
+        path = os.pathsep.join(p for p in (str(_PACKAGE), os.environ.get("PYTHONPATH")) if p)
+        with there:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(there.fileno())],
+                pass_fds=(there.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # libraries write there past every filter
+                start_new_session=True,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        self.link = Link(here)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def fate(self) -> str:
+        """How it ended, in words; waits a moment for a process whose link has just closed."""
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "its process closed the link"
+        if code < 0:
+            return f"its process was ended by {signal.Signals(-code).name}"
+        return f"its process ended with code {code}"
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it ended within ``timeout`` seconds."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it now, whatever it is blocked in (SIGKILL ends a stopped process too); idempotent."""
+        self._process.kill()
+        self._process.wait()
+        self.link.close()
+
+
+def serve(number: str, orphan_grace: float = 0.0) -> Link:
+    """In the child: the link to the parent, whose death ends this process even while FFmpeg blocks.
+
+    orphan_grace: seconds for closing files after that.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        time.sleep(orphan_grace)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return Link(socket.socket(fileno=int(number)))

@@ -1,0 +1,285 @@
+"""The process of one output: ``python -m streamdeblur.video.publish_child FD``. Muxes what comes down the link.
+
+A peer that stops reading blocks FFmpeg's ``mux`` for ever, whatever timeout is set: that is why this is a process.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+
+from streamdeblur.video.live.child import LinkHandler
+from streamdeblur.video.live.process import serve
+from streamdeblur.video.live.reading import sound_of
+from streamdeblur.video.live.urls import mask, remember
+from streamdeblur.video.live.wire import Link
+from streamdeblur.video.opening import reason
+from streamdeblur.video.publish_targets import segment_path
+from streamdeblur.video.publish_wire import Begin, Failed, Finish, Finished, Opened, Out, Segment, Taken
+
+log = logging.getLogger(__name__)
+
+#: Sound that each format takes by a packet copy and that its readers know; Matroska takes anything.
+_SOUND = {
+    "rtsp": {"aac", "mp3", "opus", "pcm_mulaw", "pcm_alaw", "ac3", "adpcm_g722", "adpcm_g726"},
+    "hls": {"aac", "mp3", "ac3", "eac3", "opus", "flac"},
+    "mpegts": {"aac", "mp3", "mp2", "ac3", "eac3", "opus"},
+    "mp4": {"aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac"},
+    "mov": {"aac", "mp3", "ac3", "alac", "pcm_mulaw", "pcm_alaw", "pcm_s16le"},
+}
+#: Microseconds for which the muxer may wait for a stream that is silent; sound never comes late here.
+_INTERLEAVE = "100000"
+_INIT = re.compile(r"init-(\d+)\.mp4")
+_SEGMENT = re.compile(r"seg-(\d+)\.m4s")
+
+
+class DiskIsFull(Exception):
+    """Less room than the reserve."""
+
+
+class Output:
+    """One opened output. For one thread; every call may block as long as the peer does."""
+
+    def __init__(self, begin: Begin, tell: Callable[[object], None]) -> None:
+        self._begin = begin
+        self._tell = tell
+        self._target = begin.target
+        self._settings = begin.settings
+        self._video_header, self._video = sound_of(begin.video)
+        self._sound: Any = None
+        self.note = ""
+        if begin.sound is not None:
+            takes = _SOUND.get(self._target.format)
+            if takes is None or begin.sound_codec in takes:
+                self._sound_header, self._sound = sound_of(begin.sound)
+            else:
+                self.note = f"{begin.sound_codec} sound is left out: {self._target.format} does not carry it"
+        self._container: av.container.OutputContainer | None = None
+        self._streams: dict[bool, Any] = {}
+        self._zero = Fraction(0)
+        self._last: dict[bool, int] = {}
+        self._path: Path | None = None
+        self._started = Fraction(0)
+        self._folder: Path | None = None
+        self._checked = 0.0
+        kind = self._target.kind
+        if kind == "hls":
+            self._folder = Path(self._target.where)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        elif kind == "file":
+            self._folder = Path(self._target.where).absolute().parent
+        self._room()
+        if kind != "file":
+            self._open(*self._network_or_hls())
+
+    def write(self, out: Out, data: bytes) -> None:
+        """Mux a packet. A file is opened at its first keyframe, and anew at a keyframe when it is long enough."""
+        if self._target.kind == "file" and out.video and out.key:
+            now = out.pts * out.time_base
+            long = self._settings.segment > 0 and now - self._started >= self._settings.segment
+            if self._container is None or long:
+                self._close()
+                self._new_file(out, now)
+        self._room()
+        stream = self._streams.get(out.video)
+        if self._container is None or stream is None:
+            return
+        packet: av.Packet[Any] = av.Packet(data)
+        shift = round(self._zero / out.time_base)
+        packet.pts, packet.dts, packet.time_base = out.pts - shift, out.dts - shift, out.time_base
+        if packet.pts < 0:
+            return  # sound from before the cut
+        last = self._last.get(out.video)
+        if last is not None and packet.dts <= last:
+            return
+        self._last[out.video] = packet.dts
+        if out.duration:
+            packet.duration = out.duration
+        packet.is_keyframe = out.key
+        packet.stream = stream
+        self._container.mux_one(packet)
+
+    def finish(self, *, last: bool = False) -> None:
+        """Trailer and final names. last: nothing follows, and players may know."""
+        self._close()
+        if last and self._target.kind == "hls":
+            assert self._folder is not None
+            playlist = self._folder / "index.m3u8"
+            if playlist.exists():
+                fresh = playlist.with_name("index.m3u8.tmp")
+                fresh.write_text(playlist.read_text(encoding="utf-8") + "#EXT-X-ENDLIST\n", encoding="utf-8")
+                os.replace(fresh, playlist)
+
+    def abort(self) -> None:
+        """Close what can be closed after a failure; never raises. A file cut off is kept: it plays to where it goes."""
+        try:
+            self._close()
+        except Exception as e:
+            log.debug("closing %s: %s", self._target.shown, mask(str(e)))
+
+    # --- opening and closing -----------------------------------------------------------------------------------------
+
+    def _network_or_hls(self) -> tuple[str, dict[str, str]]:
+        t, s = self._target, self._settings
+        if t.kind == "rtsp":
+            return t.where, {"rtsp_transport": s.transport, "max_interleave_delta": _INTERLEAVE}
+        if t.kind == "stream":
+            options = {"flush_packets": "1", "muxdelay": "0", "muxpreload": "0", "max_interleave_delta": _INTERLEAVE}
+            url = t.where
+            if url.startswith("udp://") and "pkt_size" not in url:
+                url += ("&" if "?" in url else "?") + "pkt_size=1316"  # seven TS packets, within an Ethernet frame
+            return url, options
+        assert self._folder is not None
+        self._sweep(keep_last=True)
+        number = int(time.time() * 1000)
+        # Numbers go on from the clock, so that a player never sees them fall when the output begins anew.
+        return str(self._folder / "index.m3u8"), {
+            "hls_time": f"{s.hls_time:g}",
+            "hls_list_size": str(s.hls_window),
+            "hls_delete_threshold": "2",
+            "hls_segment_type": "fmp4",
+            "hls_fmp4_init_filename": f"init-{number}.mp4",
+            "hls_segment_filename": str(self._folder / "seg-%d.m4s"),
+            "hls_start_number_source": "epoch",
+            "hls_flags": "delete_segments+independent_segments+program_date_time+temp_file+omit_endlist",
+            "max_interleave_delta": _INTERLEAVE,
+        }
+
+    def _sweep(self, *, keep_last: bool) -> None:
+        """Remove what an earlier run of this output left: all but what a player may still be asking for."""
+        assert self._folder is not None
+        for pattern, keep in (
+            (_SEGMENT, self._settings.hls_window if keep_last else 0),
+            (_INIT, 1 if keep_last else 0),
+        ):
+            found = [(int(m.group(1)), p) for p in self._folder.iterdir() if (m := pattern.fullmatch(p.name))]
+            for _, path in sorted(found)[: len(found) - keep if keep else None]:
+                path.unlink(missing_ok=True)
+
+    def _new_file(self, out: Out, now: Fraction) -> None:
+        stamp = datetime.fromtimestamp(out.wall, UTC).strftime("%Y%m%dT%H%M%SZ")
+        target = Path(self._target.where)
+        self._path = segment_path(target, stamp) if self._settings.segment > 0 else target
+        if self._settings.segment <= 0 and target.exists():
+            self._path = segment_path(target, stamp)  # begun anew: what is there stays
+        options = {"max_interleave_delta": _INTERLEAVE}
+        if self._target.format in ("mp4", "mov"):
+            # Written in fragments, so that a kill leaves a file that plays, and closed as an ordinary file.
+            options |= {"movflags": "hybrid_fragmented", "movie_timescale": "90000"}
+        self._zero = self._started = now
+        self._open(f"file:{self._path}.partial", options)
+
+    def _open(self, url: str, options: dict[str, str]) -> None:
+        self._last.clear()
+        container = av.open(url, "w", format=self._target.format, options=options)
+        try:
+            self._streams = {True: container.add_stream_from_template(self._video, opaque=True)}
+            if self._sound is not None:
+                self._streams[False] = container.add_stream_from_template(self._sound, opaque=True)
+            container.start_encoding()
+        except BaseException:
+            try:
+                container.close()
+            except Exception as e:
+                log.debug("closing %s: %s", self._target.shown, mask(str(e)))
+            raise
+        self._container = container
+
+    def _close(self) -> None:
+        container, self._container = self._container, None
+        path, self._path = self._path, None
+        if container is None:
+            return
+        try:
+            container.close()
+        finally:
+            partial = Path(f"{path}.partial")
+            if path is not None and partial.exists():
+                with open(partial, "rb+") as f:
+                    os.fsync(f.fileno())
+                os.replace(partial, path)
+                self._tell(Segment(str(path)))
+
+    def _room(self) -> None:
+        """Stop while there still is room to close what is open."""
+        if self._folder is None or time.monotonic() - self._checked < 0.5:
+            return
+        self._checked = time.monotonic()
+        free = shutil.disk_usage(self._folder).free
+        if free < self._settings.reserve:
+            raise DiskIsFull(f"{free / 1e6:.0f} MB free, {self._settings.reserve / 1e6:.0f} MB are kept")
+
+
+def explain(e: BaseException) -> Failed:
+    """What broke an output, in words for the log."""
+    if isinstance(e, DiskIsFull):
+        return Failed("disk full", f"disk full ({e})")
+    if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return Failed("disk full", "disk full")
+    if isinstance(e, ConnectionRefusedError):
+        return Failed("broken", "connection refused")
+    if isinstance(e, (BrokenPipeError, ConnectionResetError)):
+        return Failed("broken", "the peer closed the connection")
+    return Failed("broken", mask(reason(e)))
+
+
+def run(link: Link) -> None:
+    """Serve until the parent closes the link."""
+    logger = logging.getLogger("streamdeblur")
+    logger.addHandler(LinkHandler(link))
+    logger.propagate = False
+    output: Output | None = None
+    while True:
+        try:
+            message, payload = link.receive()
+        except EOFError:
+            if output is not None:
+                output.abort()  # the parent died: leave complete files
+            return
+        try:
+            if isinstance(message, Out):
+                if output is not None:
+                    output.write(message, bytes(payload))
+                link.send(Taken(int(output is not None)))
+            elif isinstance(message, Begin):
+                remember(message.target.where)
+                if output is not None:
+                    old, output = output, None
+                    old.finish()
+                output = Output(message, link.send)
+                link.send(Opened(output.note))
+            elif isinstance(message, Finish):
+                if output is not None:
+                    old, output = output, None
+                    old.finish(last=True)
+                link.send(Finished())
+        except Exception as e:
+            if output is not None:
+                output.abort()
+                output = None
+            link.send(explain(e))
+
+
+def main() -> None:
+    link = serve(sys.argv[1], orphan_grace=10.0)
+    try:
+        run(link)
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

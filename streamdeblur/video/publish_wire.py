@@ -1,0 +1,87 @@
+"""What a publisher and its process say to each other, over ``live.wire.Link``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from streamdeblur.video.publish_targets import Target
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSettings:
+    """segment: seconds a file, cut at the next keyframe; 0 for a single one. hls_time: seconds a segment.
+    hls_window: segments in the playlist. transport: of RTSP. reserve: bytes that must stay free on a disk.
+    stall: seconds that an output may hold up a packet. queue: packets that wait for an output at most."""
+
+    segment: float = 600.0
+    hls_time: float = 2.0
+    hls_window: int = 6
+    transport: str = "tcp"
+    reserve: int = 64 << 20
+    stall: float = 5.0
+    queue: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Open the output anew with these streams. video, sound: ``reading.template``; sound is None for none."""
+
+    target: Target
+    settings: PublishSettings
+    video: bytes
+    sound: bytes | None
+    sound_codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """A packet; its bytes are the payload. pts, dts, duration: ticks of ``time_base``. wall: seconds since 1970 of the
+    frame, 0 for sound."""
+
+    video: bool
+    pts: int
+    dts: int
+    duration: int
+    time_base: Fraction
+    key: bool
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Close the output in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The output takes packets. note: what it does not take, or ""."""
+
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """``count`` packets more were muxed."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A file or segment is complete under this name."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The output broke; packets are dropped until the next ``Begin``. kind: "disk full" or "broken"."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The output is closed in order."""
