@@ -1,0 +1,400 @@
+"""What restores on each step of the ladder, as a recipe that travels to a worker, and who runs it in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from streamdeblur.errors import UsageError
+from streamdeblur.frames import Array, ColorSpec, Frame, Gap, correction_dtype
+from streamdeblur.jobs.live.options import LiveOptions
+from streamdeblur.models import registry
+from streamdeblur.models.analysis import gflop
+from streamdeblur.restore import Restorer, RestorerSpec
+from streamdeblur.restore.composer import plane_part
+from streamdeblur.restore.cover import Box
+from streamdeblur.restore.planner import Region
+from streamdeblur.runtime.pool import Corrections, Factory, Result, Work, checked, one_line
+
+log = logging.getLogger(__name__)
+
+#: What a live job is taken to ask of the network at least: ten minutes of small video, worth preparing an engine for.
+_PIXELS = 5_000_000_000
+
+BYPASS = "bypass"
+HALF = "half scale"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFrame(Frame):
+    """A frame on its way to a worker. Its ``index`` is a ticket of the pool; step: of the ladder."""
+
+    step: int = 0
+
+
+#: A frame that waits for the pool, and the parts of it to restore: None is all of it.
+_Item = tuple[Frame, Sequence[Region] | None]
+
+
+@runtime_checkable
+class BatchWork(Protocol):
+    """A `Work` that takes several frames of one size and step at once."""
+
+    def many(self, frames: Sequence[LiveFrame]) -> list[Corrections]:
+        """The corrections of each, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecipe:
+    """One step: which restorer, and whether it works at half the width and height."""
+
+    name: str
+    restorer: RestorerSpec
+    half: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRecipe:
+    """Pickles to a worker and builds there what all steps need. steps: best first, bypass not among them."""
+
+    steps: tuple[StepRecipe, ...]
+    learned: bool = True  # there is a network, and work to be saved
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the ladder's steps, bypass last."""
+        return (*(s.name for s in self.steps), BYPASS)
+
+    def __call__(self) -> LiveWork:
+        built: dict[RestorerSpec, Restorer] = {}
+        for step in self.steps:
+            if step.restorer not in built:
+                built[step.restorer] = step.restorer.build()
+        return LiveWork([(built[s.restorer], s.half) for s in self.steps])
+
+
+class LiveWork:
+    """Restores frames on the step they name. For one thread."""
+
+    def __init__(self, steps: Sequence[tuple[Restorer, bool]]) -> None:
+        self._steps = list(steps)
+
+    @property
+    def device(self) -> str:
+        return str(self._steps[0][0].engine.device) if self._steps else "cpu"
+
+    def __call__(self, frame: Frame, regions: Sequence[Region] | None = None) -> Corrections:
+        step = frame.step if isinstance(frame, LiveFrame) else 0
+        restorer, half = self._steps[step]
+        return half_scale_correction(restorer, frame, regions) if half else restorer.correction(frame, regions)
+
+    def many(self, frames: Sequence[LiveFrame]) -> list[Corrections]:
+        """Frames of one size, colour and step: their tiles share the batches of the network."""
+        if len(frames) == 1:
+            return [self(frames[0])]
+        import torch
+
+        from streamdeblur.color import planes_to_rgb, rgb_correction_to_planes
+
+        restorer, half = self._steps[frames[0].step]
+        color = frames[0].spec.color
+        if half or frames[0].spec.field_order != "progressive":
+            return [self(f) for f in frames]
+        with torch.inference_mode():
+            device = restorer.engine.device
+            rgb = torch.cat([planes_to_rgb(f.planes[: color.color_planes], color, device) for f in frames])
+            delta = restorer(rgb) - rgb
+            return [
+                rgb_correction_to_planes(d, color, [p.shape for p in f.planes[: color.color_planes]])
+                for d, f in zip(delta, frames, strict=True)
+            ]
+
+
+def half_scale_correction(restorer: Restorer, frame: Frame, regions: Sequence[Region] | None = None) -> Corrections:
+    """The correction found at half the width and height (of an interlaced frame: half the width of each field) and
+    enlarged: a quarter of the work, and a blur half as long, which the network removes the more easily. What is finer
+    than the small grid stays as it was, because only the correction is enlarged.
+
+    regions: as for ``Restorer.correction``.
+    """
+    color = frame.spec.color
+    planes = frame.planes[: color.color_planes]
+    progressive = frame.spec.field_order == "progressive"
+    if regions is None:
+        if progressive:
+            return _half(restorer, planes, color, vertical=True)
+        result = tuple(np.zeros(p.shape, correction_dtype(color.depth)) for p in planes)
+        for parity in (0, 1):
+            for whole, part in zip(result, _half_field(restorer, planes, color, parity), strict=True):
+                target = whole[parity::2]
+                target[...] = part[: target.shape[0]]
+        return result
+    found: list[Array] = []
+    for region in regions:
+        w, k = region.window, region.kept
+        picture = planes if region.parity is None else _field(planes, color, region.parity)
+        window = tuple(p[plane_part(w, color, n, p.shape)] for n, p in enumerate(picture))
+        inside = Box(k.top - w.top, k.left - w.left, k.bottom - w.top, k.right - w.left)
+        small = _half(restorer, window, color, vertical=region.parity is None)
+        found += [np.ascontiguousarray(c[plane_part(inside, color, n, c.shape)]) for n, c in enumerate(small)]
+    return tuple(found)
+
+
+def _half_field(restorer: Restorer, planes: tuple[Array, ...], color: ColorSpec, parity: int) -> Corrections:
+    field = _field(planes, color, parity)
+    if not field[0].shape[0]:
+        return tuple(np.zeros(p.shape, correction_dtype(color.depth)) for p in field)
+    return _half(restorer, field, color, vertical=False)
+
+
+def _field(planes: tuple[Array, ...], color: ColorSpec, parity: int) -> tuple[Array, ...]:
+    """A field's planes, with the chroma row repeated that the lower one lacks where the number of rows is odd."""
+    field = tuple(p[parity::2] for p in planes)
+    shapes = color.plane_shapes(field[0].shape[1], field[0].shape[0])
+    return tuple(
+        p if p.shape[0] >= rows else np.concatenate((p, p[-1:] if p.shape[0] else planes[n][-1:]))
+        for n, (p, (rows, _)) in enumerate(zip(field, shapes, strict=False))
+    )
+
+
+def _half(restorer: Restorer, planes: tuple[Array, ...], color: ColorSpec, *, vertical: bool) -> Corrections:
+    """Of one picture. vertical: its height is halved as well."""
+    import torch
+    from torch.nn import functional
+
+    from streamdeblur.color import planes_to_rgb, rgb_correction_to_planes
+
+    with torch.inference_mode():
+        rgb = planes_to_rgb(planes, color, restorer.engine.device)
+        high, wide = rgb.shape[-2:]
+        small = functional.interpolate(rgb, size=((high + 1) // 2 if vertical else high, (wide + 1) // 2), mode="area")
+        delta = restorer(small) - small
+        delta = functional.interpolate(delta, size=(high, wide), mode="bilinear", align_corners=False)
+        return rgb_correction_to_planes(delta, color, [p.shape for p in planes])
+
+
+def recipe_of(options: LiveOptions) -> LiveRecipe:
+    """The steps that these options give. Raises UsageError and WeightsError for what can't be built."""
+    spec = _spec(options, options.model, _absolute(options.weights))
+    variant = _variant(options)
+    name = variant.name if variant is not None else "model"
+    steps = [StepRecipe(name, spec)]
+    if variant is None or variant.config is None:
+        return LiveRecipe(tuple(steps), learned=False)  # identity and offset cost nothing: there is nothing cheaper
+    last = spec
+    small = _small(options, variant)
+    if small is not None:
+        last = _spec(options, small, None)
+        steps.append(StepRecipe(small, last))
+    if options.half_scale:
+        steps.append(StepRecipe(HALF, last, half=True))
+    return LiveRecipe(tuple(steps))
+
+
+def _spec(options: LiveOptions, model: str | None, weights: str | None) -> RestorerSpec:
+    o = options
+    return RestorerSpec(model, weights, o.device, o.precision, o.tiling, o.threads, o.engine, _PIXELS)
+
+
+def _absolute(weights: str | None) -> str | None:
+    return weights if weights is None or weights.startswith("random:") else os.path.abspath(weights)
+
+
+def _variant(options: LiveOptions) -> registry.Variant | None:
+    if options.model is not None:
+        return registry.resolve(options.model)
+    if options.weights is not None:
+        return registry.resolve(str(registry.read_weights(options.weights)[1].variant))
+    return registry.default_variant()
+
+
+def _small(options: LiveOptions, variant: registry.Variant) -> str | None:
+    """The second step, where it is cheaper than the first and its weights are there."""
+    if options.small_model == "none":
+        return None
+    if options.small_model != "auto":
+        found = registry.resolve(options.small_model)
+        if found.config is not None and registry.shipped_weights(found) is None:
+            raise UsageError(f"--small-model {found.name} has no weights that ship", "none, or auto, leaves it out")
+        return found.name if _work(found) < _work(variant) else None
+    for candidate in registry.variants().values():
+        if candidate.config is not None and registry.shipped_weights(candidate) is not None:
+            return candidate.name if _work(candidate) < 0.8 * _work(variant) else None
+    return None
+
+
+def _work(variant: registry.Variant) -> float:
+    return gflop(variant.config) * variant.passes if variant.config is not None else 0.0
+
+
+class BatchingPool:
+    """The pool of one device in this process: one thread, frames of one size and step together (``runtime.Pool``).
+
+    factory: as for ``InProcessPool``; a work with ``many`` gets up to ``batch`` frames at once, of whichever sources
+    they are. Holds ``batch`` frames at work and as many waiting, on a GPU to keep it busy; with ``batch`` 1 a single
+    one, because a frame that waits in here can't be passed over any more. notify: called, on the pool's thread,
+    whenever there is something to collect.
+    """
+
+    def __init__(self, factory: Factory, batch: int, notify: Callable[[], None] = lambda: None) -> None:
+        self._batch = batch
+        self._capacity = batch if batch == 1 else 2 * batch
+        self._notify = notify
+        self._waiting: deque[_Item] = deque()
+        self._done: deque[Result | Gap] = deque()
+        self._in_flight = 0
+        self._closed = False
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, args=(factory,), name="restore", daemon=True)
+        self._thread.start()
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    def submit(self, frame: Frame, regions: Sequence[Region] | None = None) -> None:
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            if self._closed:
+                raise RuntimeError("the pool is closed")
+            if self._in_flight >= self._capacity:
+                raise RuntimeError(f"all {self._capacity} credits of the pool are in use")
+            self._waiting.append((frame, regions))
+            self._in_flight += 1
+            self._changed.notify_all()
+
+    def collect(self, timeout: float | None = None) -> list[Result | Gap]:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._done or self._failure is not None or self._in_flight == 0 or self._closed, timeout
+            )
+            if self._closed:
+                return []
+            if not self._done and self._failure is not None:
+                raise self._failure
+            done = list(self._done)
+            self._done.clear()
+            self._in_flight -= len(done)
+            return done
+
+    def close(self, *, abort: bool = False) -> None:
+        with self._changed:
+            self._waiting.clear()
+            self._closed = True
+            self._changed.notify_all()
+        if not abort:
+            self._thread.join()
+        with self._changed:
+            self._done.clear()
+            self._in_flight = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(abort=kind is not None)
+
+    def _run(self, factory: Factory) -> None:
+        try:
+            work = factory()
+            while items := self._next(work):
+                results = _restore(work, items)
+                with self._changed:
+                    self._done.extend(results)
+                    self._changed.notify_all()
+                self._notify()
+        except BaseException as error:
+            log.debug("the worker thread ended", exc_info=True)
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+            self._notify()
+
+    def _next(self, work: Work) -> list[_Item]:
+        """The oldest frame, and those behind it that can share its batch."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return []
+            first = self._waiting.popleft()
+            items = [first]
+            if isinstance(work, BatchWork):
+                for other in list(self._waiting):
+                    if len(items) < self._batch and _alike(first, other):
+                        items.append(other)
+                for item in items[1:]:
+                    _remove(self._waiting, item)
+            return items
+
+
+def _alike(a: _Item, b: _Item) -> bool:
+    """Whole frames of one size and step."""
+    (x, regions), (y, others) = a, b
+    return (
+        regions is None
+        and others is None
+        and isinstance(x, LiveFrame)
+        and isinstance(y, LiveFrame)
+        and (x.step, x.spec) == (y.step, y.spec)
+    )
+
+
+def _remove(items: deque[_Item], item: _Item) -> None:
+    """By identity: frames are not compared."""
+    kept = [i for i in items if i is not item]
+    items.clear()
+    items.extend(kept)
+
+
+def _restore(work: Work, items: list[_Item]) -> list[Result | Gap]:
+    start = time.perf_counter()
+    try:
+        if len(items) > 1:
+            assert isinstance(work, BatchWork)
+            found = work.many([f for f, _ in items if isinstance(f, LiveFrame)])
+        else:
+            frame, regions = items[0]
+            found = [work(frame) if regions is None else work(frame, regions)]
+        seconds = (time.perf_counter() - start) / len(items)
+        return [Result(f.index, checked(c), "local:0", seconds) for (f, _), c in zip(items, found, strict=True)]
+    except Exception as error:
+        log.debug("%d frames failed", len(items), exc_info=True)
+        if len(items) > 1:  # one of them is to blame: each by itself
+            return [r for item in items for r in _restore(work, [item])]
+        return [Gap(items[0][0].index, one_line(error))]
+
+
+def ticketed(frame: Frame, ticket: int, step: int) -> LiveFrame:
+    """The frame as it travels to a worker."""
+    return LiveFrame(ticket, frame.pts, frame.time_base, frame.planes, frame.spec, step)
+
+
+__all__ = [
+    "BYPASS",
+    "HALF",
+    "BatchingPool",
+    "LiveFrame",
+    "LiveRecipe",
+    "LiveWork",
+    "StepRecipe",
+    "half_scale_correction",
+    "recipe_of",
+    "ticketed",
+]
