@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console, Group
@@ -16,7 +16,9 @@ from rich.text import Text
 from streamdeblur.cli.console import make_console, set_up_logging
 from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.jobs.batch.options import BatchOptions
-from streamdeblur.jobs.batch.state import Snapshot
+
+if TYPE_CHECKING:
+    from streamdeblur.jobs.batch.state import Snapshot
 
 #: Seconds between lines where there is no terminal, as in ``ray job logs``.
 _EVERY = 10.0

@@ -6,11 +6,13 @@ import logging
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from streamdeblur.jobs.process import Progress as Snapshot
+if TYPE_CHECKING:
+    from streamdeblur.jobs.process import Progress as Snapshot
 
 #: Seconds between plain progress lines where there is no terminal.
 _EVERY = 10.0

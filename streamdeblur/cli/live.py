@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -18,8 +18,10 @@ from streamdeblur.cli.console import make_console, set_up_logging
 from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.config import StrictModel
 from streamdeblur.jobs.live.options import LiveOptions
-from streamdeblur.jobs.live.status import LiveSourceStatus, LiveStatus
 from streamdeblur.video.live.urls import MaskFilter, mask
+
+if TYPE_CHECKING:
+    from streamdeblur.jobs.live.status import LiveSourceStatus, LiveStatus
 
 #: Seconds between lines where there is no terminal.
 _EVERY = 10.0
@@ -83,6 +85,8 @@ def execute(sources: tuple[str, ...], options: LiveOptions, console: Console, *,
     from streamdeblur.jobs.live.job import LiveJob
 
     job = LiveJob(sources, options=options)
+    if job.page is not None:
+        console.print(f"preview: {job.page}", markup=False, highlight=False)
     caught: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:

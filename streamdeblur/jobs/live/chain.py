@@ -20,6 +20,7 @@ from streamdeblur.jobs.live.options import LiveOptions
 from streamdeblur.jobs.live.status import Meter
 from streamdeblur.jobs.live.taps import FrameMeta, Tap
 from streamdeblur.jobs.live.treatment import Treatment
+from streamdeblur.jobs.live.watching import LiveWatch
 from streamdeblur.runtime.ledger import STATUSES, FrameRecord, Ledger, Status, TileCounts
 from streamdeblur.video.live.clock import TICKS, TIME_BASE
 from streamdeblur.video.live.source import SoundPacket
@@ -39,7 +40,10 @@ _ENCODER_PAUSE = 5.0
 
 
 class Chain:
-    """steps: names of the ladder's steps. publishers: the outputs. taps: those who look, asked for each frame."""
+    """steps: names of the ladder's steps. publishers: the outputs. taps: those who look, asked for each frame.
+
+    watch: the detector of this source, and what it draws.
+    """
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Chain:
         treatment: Treatment,
         ledger: Ledger,
         taps: Callable[[], Sequence[Tap]],
+        watch: LiveWatch | None = None,
     ) -> None:
         self._name = name
         self._options = options
@@ -60,6 +65,7 @@ class Chain:
         self.counts: dict[Status, int] = dict.fromkeys(STATUSES, 0)
         self.tiles = TileCounts()
         self._taps = taps
+        self._watch = watch
         self._queue: deque[Entry] = deque()
         self._sound: deque[SoundPacket] = deque(maxlen=_SOUND)
         self._changed = threading.Condition()
@@ -143,7 +149,10 @@ class Chain:
                 after, tiles = self._treatment.compose(frame, entry.corrections, entry.plan)
             elif entry.plan is not None:
                 self._treatment.missed(entry.plan)
-            self._encode(entry, after)
+            shown = after
+            if self._watch is not None:
+                shown = self._watch.see(entry.arrived, after if status == "restored" else None)
+            self._encode(entry, shown)
             now = time.monotonic()
             latency = now - entry.arrived.arrival
             self.latency.add(now, latency)

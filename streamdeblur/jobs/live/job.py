@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from streamdeblur.config import parse
 from streamdeblur.errors import InputError, UnreadableInput
@@ -31,6 +31,7 @@ from streamdeblur.jobs.live.scheduler import Lane, Scheduler
 from streamdeblur.jobs.live.status import LiveSourceStatus, LiveStatus, Meter, gpu_mb, memory_mb
 from streamdeblur.jobs.live.taps import OnFrame, Tap
 from streamdeblur.jobs.live.treatment import WholeFrames, treatment_of
+from streamdeblur.jobs.live.watching import LiveWatch, make_watches
 from streamdeblur.runtime.ledger import Ledger
 from streamdeblur.runtime.pool import Factory, Pool, Result, Work
 from streamdeblur.version import __version__
@@ -39,6 +40,10 @@ from streamdeblur.video.live.urls import is_url, mask
 from streamdeblur.video.publish import Publisher
 from streamdeblur.video.publish_targets import Target, parse_target
 from streamdeblur.video.publish_wire import PublishSettings
+
+if TYPE_CHECKING:
+    from streamdeblur.detect import Look
+    from streamdeblur.jobs.live.preview import Preview
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +115,15 @@ class LiveJob:
         self._started = time.monotonic()
         self._failed: dict[str, str] = {}
         self._streams: dict[str, _Stream] = {}
+        self._watches: dict[str, LiveWatch] = {}
+        try:
+            self._watches = make_watches(self.options, [str(s.name) for s in self._named])
+            self._preview = self._open_page()
+        except BaseException:
+            for watch in self._watches.values():
+                watch.close()
+            self._pool.close(abort=True)
+            raise
         for s in self._named:
             assert s.name is not None
             self._streams[s.name] = self._stream(s, [t for t in targets[s.name] if t.kind != "none"])
@@ -136,6 +150,24 @@ class LiveJob:
             threads=o.threads,
         )
 
+    def _open_page(self) -> Preview | None:
+        """The page, which answers from now on."""
+        if self.options.preview is None:
+            return None
+        from streamdeblur.jobs.live.preview import Preview
+
+        def look(name: str) -> Look | None:
+            return self._watches[name].latest() if name in self._watches else None
+
+        page = Preview(lambda: self.status().as_dict(), self.options, looks=look).start()
+        self.add_tap(page.show, depth=4)
+        return page
+
+    @property
+    def page(self) -> str | None:
+        """Where the preview page is, without its token; None without one."""
+        return None if self._preview is None else self._preview.url
+
     def _stream(self, source: SourceOptions, targets: Sequence[Target]) -> _Stream:
         o = self.options
         treatment = treatment_of(o) if self._engine.saves else WholeFrames()
@@ -157,13 +189,14 @@ class LiveJob:
             version=__version__,
         )
         publishers = [Publisher(name, t, settings) for t in targets]
-        chain = Chain(name, o, self._engine.steps, publishers, treatment, ledger, lambda: self._taps)
+        watch = self._watches.get(name)
+        chain = Chain(name, o, self._engine.steps, publishers, treatment, ledger, lambda: self._taps, watch)
         latency = o.latency_ms / 1000 * (1 - _MARGIN)
         late: Literal["passed", "dropped"] = "dropped" if o.late == "drop" else "passed"
         lane = self._scheduler.add(name, latency, o.queue, late, treatment, chain.put)
         if not source.restore:
             self.ladder.pin(name, self.ladder.bypass)
-        stream = _Stream(name, lane, chain)
+        stream = _Stream(name, lane, chain, watch)
         stream.source = LiveSource(
             name,
             source.url,
@@ -213,7 +246,7 @@ class LiveJob:
         now = time.monotonic()
         with self._wake:
             load = self.ladder.load(now)
-            rows = tuple(self._row(s, now) for s in self._streams.values())
+            rows = tuple(self._row(s, now) for s in list(self._streams.values()))
         return LiveStatus(
             seconds=round(now - self._started, 3),
             device=self._engine.device,
@@ -263,6 +296,7 @@ class LiveJob:
             restarts=st.restarts,
             error=st.error or s.lane.error or chain.error,
             outputs=tuple(p.status for p in chain.publishers),
+            detection=None if s.watch is None else s.watch.stats(),
         )
 
     def _notify(self) -> None:
@@ -273,7 +307,7 @@ class LiveJob:
         now = time.monotonic()
         s.arrivals.add(now)
         with self._wake:
-            self._scheduler.arrived(s.lane, arrived, now)
+            self._scheduler.arrived(s.lane, arrived, now, spare=s.watch is not None and s.watch.spares(arrived))
             self._wake.notify()
 
     def _sound(self, s: _Stream, packet: SoundPacket) -> None:
@@ -337,6 +371,8 @@ class LiveJob:
             t.join()
         for tap in self._taps:
             tap.close()
+        if self._preview is not None:
+            self._preview.close()
         self._pool.close(abort=True)
 
     def _turn_once(self) -> None:
@@ -382,8 +418,9 @@ class LiveJob:
 class _Stream:
     """All that belongs to one source."""
 
-    def __init__(self, name: str, lane: Lane, chain: Chain) -> None:
+    def __init__(self, name: str, lane: Lane, chain: Chain, watch: LiveWatch | None) -> None:
         self.name = name
+        self.watch = watch
         self.lane = lane
         self.chain = chain
         self.source: LiveSource | None = None
@@ -397,6 +434,8 @@ class _Stream:
         for entry in self.lane.line.flush():
             self.chain.put(entry)
         self.chain.close()
+        if self.watch is not None:
+            self.watch.close()
 
 
 def build_engine(options: LiveOptions) -> Engine:

@@ -61,8 +61,9 @@ class Line:
     def waiting(self) -> int:
         return self._waiting
 
-    def arrive(self, arrived: Arrived, now: float, *, bypass: bool) -> Entry:
-        """A frame joins; where too many wait, the oldest of them goes unrestored. bypass: it needs no restoration.
+    def arrive(self, arrived: Arrived, now: float, *, bypass: bool, reason: str = "bypass") -> Entry:
+        """A frame joins; where too many wait, the oldest of them goes unrestored. bypass: it needs no restoration,
+        for that reason.
 
         The time a frame has is counted from its arrival, but for one that was already late when it was decoded (a
         burst after a pause): that has half the time from now, or a source that runs behind would never be restored.
@@ -70,7 +71,7 @@ class Line:
         entry = Entry(arrived, max(arrived.arrival + self.latency, now + self.latency / 2))
         self._entries.append(entry)
         if bypass:
-            self._settle(entry, "passed", "bypass", missed=False, counted=False)
+            self._settle(entry, "passed", reason, missed=False, counted=False)
             return entry
         self._waiting += 1
         if self._waiting > self._bound:

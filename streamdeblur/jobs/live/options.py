@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from streamdeblur.config import Conflict, Preset, ProcessOptions, StrictModel, parse
+from streamdeblur.config import Conflict, DetectOptions, Preset, ProcessOptions, StrictModel, parse
 from streamdeblur.errors import UsageError
+from streamdeblur.jobs.live.preview.options import PreviewOptions
 
 
 def _same(name: str) -> Any:
@@ -35,7 +36,7 @@ class SourceOptions(StrictModel):
         return (value,) if isinstance(value, str) else value
 
 
-class LiveOptions(StrictModel):
+class LiveOptions(DetectOptions, PreviewOptions):
     """Options of ``streamdeblur live`` and ``run_live``."""
 
     model: str | None = _same("model")
@@ -94,6 +95,10 @@ class LiveOptions(StrictModel):
     reserve_mb: float = Field(64.0, ge=0, description="Writing to a disk pauses while fewer MB than this are free.")
     ledger: Path | None = _same("ledger")
 
+    auto: bool = Field(
+        False, description="Compare detections with and without restoring, and restore only where it pays."
+    )
+
     to: tuple[str, ...] = Field((), description="Outputs: rtsp://…, hls:FOLDER, udp:// or tcp://…, FILE, none.")
     sources: tuple[SourceOptions, ...] = Field((), description="In the YAML: url, and name, to, transport, … of each.")
 
@@ -111,6 +116,18 @@ class LiveOptions(StrictModel):
         return (value,) if isinstance(value, str) else value
 
     conflicts: ClassVar[tuple[Conflict, ...]] = (
+        *DetectOptions.conflicts,
+        *PreviewOptions.conflicts,
+        Conflict(
+            ("auto", "detect"),
+            lambda o: o.auto and o.detect is None,
+            lambda o: "auto without a detector has no effect: name one with detect",
+        ),
+        Conflict(
+            ("auto", "detect_on"),
+            lambda o: o.auto and o.detect_on.startswith("blurry"),
+            lambda o: f"auto looks at both, restored and not, and detect_on is {o.detect_on}: leave one out",
+        ),
         Conflict(
             ("hls_seconds", "keyframe_seconds"),
             lambda o: o.keyframe_seconds > o.hls_seconds and any(t.startswith("hls:") for t in _all_outputs(o)),

@@ -80,14 +80,17 @@ class Scheduler:
         self.ladder.add(name)
         return lane
 
-    def arrived(self, lane: Lane, arrived: Arrived, now: float) -> None:
-        """A frame came."""
+    def arrived(self, lane: Lane, arrived: Arrived, now: float, *, spare: bool = False) -> None:
+        """A frame came. spare: it is not worth restoring."""
         if lane.spec != arrived.frame.spec:
             if lane.spec is not None:
                 self.ladder.renew(lane.name)
             lane.spec = arrived.frame.spec
-        self.ladder.arrived(lane.name, now)
         step = self.ladder.step_of(lane.name)
+        if spare:
+            lane.line.arrive(arrived, now, bypass=True, reason="does not pay").step = self.ladder.bypass
+            return
+        self.ladder.arrived(lane.name, now)
         probe = None if lane.probing else self.ladder.probe(lane.name, now)
         entry = lane.line.arrive(arrived, now, bypass=probe is None and step == self.ladder.bypass)
         entry.step = step if probe is None else probe

@@ -28,7 +28,8 @@ class LiveSourceStatus:
     latency_*_ms: from arrival to output, over the last seconds. restored, bypassed, dropped, failed: frames since the
     start. late: of those bypassed or dropped, the ones that were to be restored. step: name of the ladder's step, best
     is 0. restore_ms: device time of a frame on it; costs_ms: on every step, None where it was not measured. reused:
-    share of tiles whose correction was reused, None without reuse.
+    share of tiles whose correction was reused, None without reuse. detection: ``detect.HookStats``, None without a
+    detector.
     """
 
     name: str
@@ -58,6 +59,7 @@ class LiveSourceStatus:
     restarts: int
     error: str | None
     outputs: tuple[OutputStatus, ...]
+    detection: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,75 @@
+"""Detectors behind a live job: one network for all sources, a hook, with tracks and sinks of its own, for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from streamdeblur.frames import Frame
+from streamdeblur.jobs.live.options import LiveOptions
+from streamdeblur.video.live.source import Arrived
+
+if TYPE_CHECKING:
+    from streamdeblur.detect import Look
+    from streamdeblur.detect.hook import Hook
+
+
+class LiveWatch:
+    """What looks at the frames of one source. All methods return at once; any thread."""
+
+    def __init__(self, hook: Hook, *, annotate: bool, auto: bool) -> None:
+        self._hook = hook
+        self._annotate = annotate
+        self._auto = auto
+
+    def spares(self, arrived: Arrived) -> bool:
+        """Whether a frame need not be restored, because what looks at it gains nothing by that (``auto``)."""
+        return self._auto and not self._hook.restore_advised(arrived.frame.index)
+
+    def see(self, arrived: Arrived, after: Frame | None) -> Frame:
+        """Offer a frame that leaves (``after`` is None where it was not restored); what is to be encoded."""
+        wall = datetime.fromtimestamp(arrived.wall, UTC)
+        ticket = self._hook.offer(arrived.frame, after, arrived=arrived.arrival, wall=wall)
+        out = arrived.frame if after is None else after
+        return self._hook.annotated(out, ticket, 0.0) if self._annotate else out
+
+    def latest(self) -> Look | None:
+        """What was found last."""
+        return self._hook.latest()
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, times, the gain of restored over unrestored frames, the sinks: JSON values."""
+        return self._hook.stats().as_dict()
+
+    def close(self) -> None:
+        self._hook.close(5.0)
+
+
+def make_watches(options: LiveOptions, names: Sequence[str]) -> dict[str, LiveWatch]:
+    """A watch for every source; none without a detector. Raises UsageError, WeightsError, DeviceError, OutputError."""
+    if options.detect is None:
+        return {}
+    from streamdeblur.detect.detector import load_detector
+    from streamdeblur.detect.hook import Hook
+    from streamdeblur.detect.tracks import LOW
+
+    threshold = options.detect_threshold
+    detector = load_detector(
+        options.detect,
+        threshold=min(LOW, threshold) if options.track else threshold,
+        names=options.detect_names,
+        device=options.detect_device,
+        threads=options.detect_threads,
+    )
+    asked = options.model_copy(update={"detect_on": "both"}) if options.auto else options
+    watches: dict[str, LiveWatch] = {}
+    try:
+        for name in names:
+            hook = Hook(asked, source=name, detector=detector)
+            watches[name] = LiveWatch(hook, annotate=options.annotate, auto=options.auto)
+    except BaseException:
+        for watch in watches.values():
+            watch.close()
+        raise
+    return watches
