@@ -290,3 +290,11 @@ for name in {names!r}:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
+    """``--help`` and a wrong option must not wait for PyTorch."""
+    heavy = ("torch", "av", "ray", "cv2", "aiohttp", "onnxruntime")
+    code = f"import sys, streamdeblur.cli.main; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == "[]"

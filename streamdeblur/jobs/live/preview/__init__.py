@@ -8,12 +8,32 @@
         job.add_tap(preview.show)
         job.run()
 
-Needs aiohttp (``pip install 'streamdeblur[live]'``). ``docs/preview.md`` tells what is served.
+Needs aiohttp (``pip install 'streamdeblur[live]'``). ``docs/preview.md`` tells what is served. Names are loaded on first
+use: the options, which the command line needs, load neither PyTorch nor OpenCV.
 """
 
-from streamdeblur.jobs.live.preview.hub import Facts
-from streamdeblur.jobs.live.preview.options import Address, PreviewOptions, parse_address
-from streamdeblur.jobs.live.preview.server import Preview
-from streamdeblur.jobs.live.preview.status import STATUS_SCHEMA, StatusProvider
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamdeblur.jobs.live.preview.hub import Facts
+    from streamdeblur.jobs.live.preview.options import Address, PreviewOptions, parse_address
+    from streamdeblur.jobs.live.preview.server import Preview
+    from streamdeblur.jobs.live.preview.status import STATUS_SCHEMA, StatusProvider
 
 __all__ = ["STATUS_SCHEMA", "Address", "Facts", "Preview", "PreviewOptions", "StatusProvider", "parse_address"]
+
+_HOMES = {
+    "Facts": "hub",
+    **dict.fromkeys(("Address", "PreviewOptions", "parse_address"), "options"),
+    "Preview": "server",
+    **dict.fromkeys(("STATUS_SCHEMA", "StatusProvider"), "status"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
