@@ -162,6 +162,12 @@ def parse_on(text: str) -> On:
     return On("blurry", threshold)
 
 
+def detect_on_checked(text: str) -> str:
+    """The text itself, if ``parse_on`` takes it; for validators."""
+    parse_on(text)
+    return text
+
+
 def _needs_detector(name: str) -> Conflict:
     def applies(options: Any) -> bool:
         return options.detect is None and bool(getattr(options, name))
@@ -192,11 +198,7 @@ class DetectOptions(StrictModel):
     webhook: SecretStr | None = Field(None, description="POST findings to this http(s) URL, in batches.")
     mqtt: SecretStr | None = Field(None, description="Publish findings: mqtt(s)://[USER:PASSWORD@]HOST[:PORT]/TOPIC.")
 
-    @field_validator("detect_on")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        parse_on(value)
-        return value
+    _detect_on = field_validator("detect_on")(detect_on_checked)
 
     conflicts: ClassVar[tuple[Conflict, ...]] = tuple(
         # one each, so that the command line can overrule what a file says

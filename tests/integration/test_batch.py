@@ -171,6 +171,30 @@ def test_a_file_that_kills_is_quarantined_and_the_job_goes_on(tmp_path: Path) ->
     assert sorted(p.name for p in dest.iterdir()) == [".streamdeblur", "good.mp4", "report.html", "report.json"]
 
 
+def test_detections_lie_beside_the_results(tmp_path: Path) -> None:
+    source, dest = tmp_path / "in", tmp_path / "out"
+    clip(source / "long.mp4", 34)
+    clip(source / "b" / "a.mkv", 5)
+    (tmp_path / "finder.py").write_text(
+        "import numpy as np\n"
+        "from streamdeblur.detect import Detections\n"
+        "def build():\n"
+        "    box = np.array([[8, 8, 40, 40]], np.float32)\n"
+        "    return lambda rgb: Detections(box, np.ones(1, np.float32), np.zeros(1, np.int64), ('thing',))\n"
+    )
+    word = f"{tmp_path / 'finder.py'}:build"
+    summary = run(source, dest=dest, detect=word)
+    assert (summary.exit_code, {r["output"]: r["segments"] for r in summary.rows}) == (0, {"long.mp4": 0, "b/a.mkv": 0})
+    for output, frames in (("long.mp4", 34), ("b/a.mkv", 5)):
+        lines = [json.loads(line) for line in (dest / f"{output}.detections.jsonl").read_text().splitlines()]
+        assert [line["index"] for line in lines] == list(range(frames))
+        assert {line["objects"][0]["name"] for line in lines} == {"thing"}
+    assert run(source, dest=dest, detect=word).resumed == 2
+    assert run(source, dest=dest, detect=word, detect_threshold=0.9).resumed == 0
+    with pytest.raises(UsageError, match=r"gone\.onnx does not exist"):
+        run(source, dest=dest, detect="gone.onnx")
+
+
 def test_urls_in_and_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = clip(tmp_path / "in" / "a.mp4", 25, gop=10)

@@ -43,7 +43,10 @@ def settings_print(options: ProcessOptions) -> str:
     """Hash of what shapes a result beside its source. Raises WeightsError, UsageError."""
     values = {name: getattr(options, name) for name in SHAPING if name != "weights"}
     values |= {"version": __version__, "weights": weights_print(options.model, options.weights)}
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+    if options.detect is not None:
+        files = (options.detect, options.detect_names)
+        values["detector"] = [weights_print(None, str(f)) for f in files if f is not None]
+    return hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def weights_print(model: str | None, weights: str | None) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamdeblur.config import ProcessOptions, parse
-from streamdeblur.errors import OutputError, StreamdeblurError, UnreadableInput
+from streamdeblur.errors import OutputError, StreamdeblurError, UnreadableInput, UsageError
 from streamdeblur.jobs.batch import fingerprint, place
 from streamdeblur.jobs.batch.manifest import SCHEMA, Entry, Manifest
 from streamdeblur.jobs.batch.node import segment_name
@@ -99,6 +99,15 @@ def _state_folder(dest: str) -> Path:
         return Path(dest) / STATE
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "streamdeblur" / "batch" / fingerprint.combined(dest)[:16] / STATE
+
+
+def _detector_file(options: ProcessOptions) -> str | None:
+    """A detector that is a file of a network; it is checked here, before anything is done."""
+    if options.detect is None or not options.detect.lower().endswith(".onnx"):
+        return None
+    if place.stat(options.detect) is None:
+        raise UsageError(f"detector {options.detect} does not exist", "check the path")
+    return options.detect
 
 
 class _Job:
@@ -249,7 +258,9 @@ class _Job:
         o = self.options
         names: dict[str, tuple[str, str]] = {}
         contents: dict[str, str] = {}
-        for weights in {s.options.weights for s in self.sources} - {None}:
+        # Weights and detectors: each node gets the bytes; what is no file (module:factory) every node must have.
+        wanted = {s.options.weights for s in self.sources} | {_detector_file(s.options) for s in self.sources}
+        for weights in wanted - {None}:
             assert weights is not None
             if weights.startswith("random:"):
                 continue

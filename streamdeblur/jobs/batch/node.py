@@ -48,6 +48,8 @@ from streamdeblur.runtime.ledger import TileCounts
 
 log = logging.getLogger(__name__)
 
+#: Beside a result, with its name in front.
+DETECTIONS = "detections.jsonl"
 #: Fetched sources that a node's actor keeps.
 _FETCHED = 2
 _CERTAIN = (InputError, UsageError, WeightsError, EncoderError, MismatchError)
@@ -121,11 +123,12 @@ class NodeWork:
 
     def _file(self, item: Item, source: str, options: ProcessOptions, folder: Path, said: list[str]) -> Done:
         target, ledger = folder / Path(item.output).name, folder / "ledger.jsonl"
-        options = options.model_copy(update={"ledger": ledger})
+        found = folder / DETECTIONS if options.detect is not None else None
+        options = options.model_copy(update={"ledger": ledger, "detections": None if found is None else str(found)})
         final = place.join(self._spec.dest, item.output)
         work = FileWork(source, target, options, self._restorers, item.tiling, self._progress, final)
         summary = work.run().as_dict()
-        return self._publish(item, source, target, ledger, summary, said)
+        return self._publish(item, source, target, ledger, summary, said, found)
 
     def _segment(self, item: Item, number: int, source: str, options: ProcessOptions, folder: Path) -> SegmentDone:
         assert item.plan is not None
@@ -201,9 +204,16 @@ class NodeWork:
     # --- publishing --------------------------------------------------------------------------------------------------
 
     def _publish(
-        self, item: Item, source: str, target: Path, ledger: Path, summary: dict[str, Any], said: list[str]
+        self,
+        item: Item,
+        source: str,
+        target: Path,
+        ledger: Path,
+        summary: dict[str, Any],
+        said: list[str],
+        found: Path | None = None,
     ) -> Done:
-        """Verify, then give the result and its ledger their names, the result last."""
+        """Verify, then give the result, its ledger and its detections (``found``) their names, the result last."""
         o = item.options
         differences: list[str] = []
         if self._spec.verify:
@@ -226,9 +236,11 @@ class NodeWork:
         self._check_token()
         self._move(ledger, place.join(dest, STATE, "ledgers", f"{item.output}.jsonl"))
         final = place.join(dest, item.output)
+        if found is not None:
+            self._move(found, f"{final}.{DETECTIONS}")
         self._move(target, final)
-        found = place.stat(final)
-        if found is None:
+        written = place.stat(final)
+        if written is None:
             raise OutputError(f"{final} is gone after it was written", "check what else writes there")
         kept = ("frames", "restored", "bypassed", "undecodable_packets", "seconds", "encoder", "device", "tiling")
         values = {k: summary[k] for k in (*kept, "width", "height", "copied", "dropped")}
@@ -239,7 +251,7 @@ class NodeWork:
             "node": _node(),
             "tiles": summary.get("tiles"),
         }
-        return Done(item.id, found.size, found.tag, values)
+        return Done(item.id, written.size, written.tag, values)
 
     def _move(self, path: Path, final: str) -> None:
         if place.is_url(final):
@@ -309,7 +321,8 @@ class NodeWork:
 
     def _options(self, options: ProcessOptions) -> ProcessOptions:
         weights = self._weights.get(options.weights or "", options.weights)
-        return options.model_copy(update={"weights": weights, "threads": self._spec.threads})
+        detect = self._weights.get(options.detect or "", options.detect)
+        return options.model_copy(update={"weights": weights, "detect": detect, "threads": self._spec.threads})
 
     def _keep_weights(self, name: str, digest: str, ending: str, data: bytes | None) -> Path:
         """A file with the weights on this node, shared by its actors."""

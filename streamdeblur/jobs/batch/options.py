@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from streamdeblur.config import (
     Conflict,
-    DetectOptions,
     EncodeOptions,
     Interlaced,
     OnError,
     ProcessOptions,
     StrictModel,
+    detect_on_checked,
     memory_checked,
     parse,
 )
 
 #: Options of the main job that a batch sets itself.
-_OWN = ("workers", "ray", "gpus_per_worker", "overwrite", "ledger", "rate")
+_OWN = ("workers", "ray", "gpus_per_worker", "overwrite", "ledger", "rate", "detections")
 #: What a manifest may set for a single file: everything that a job of one file takes and that is not about the cluster.
-_DEVICE = ("device", "threads", "in_flight", "memory")
-PER_FILE = tuple(
-    name for name in ProcessOptions.model_fields if name not in (*_OWN, *_DEVICE, *DetectOptions.model_fields)
-)
+_DEVICE = ("device", "threads", "in_flight", "memory", "detect_device", "detect_threads")
+_SINKS = ("webhook", "mqtt")
+PER_FILE = tuple(name for name in ProcessOptions.model_fields if name not in (*_OWN, *_DEVICE, *_SINKS))
 #: Options that change a result. Another number of threads or workers does not.
 SHAPING = PER_FILE
 
@@ -61,7 +61,19 @@ class BatchOptions(EncodeOptions):
     skip_sharp: bool = _same("skip_sharp")
     sharp_below: float = _same("sharp_below")
     on_error: OnError = _same("on_error")
+    detect: str | None = _same("detect")
+    detect_threshold: float = _same("detect_threshold")
+    detect_on: str = _same("detect_on")
+    detect_every: int = _same("detect_every")
+    detect_names: Path | None = _same("detect_names")
+    detect_device: str = _same("detect_device")
+    detect_threads: int | None = _same("detect_threads")
+    track: bool = _same("track")
+    annotate: bool = _same("annotate")
+    webhook: SecretStr | None = _same("webhook")
+    mqtt: SecretStr | None = _same("mqtt")
 
+    _detect_on = field_validator("detect_on")(detect_on_checked)
     _memory = field_validator("memory")(memory_checked)
 
     address: str | None = Field(
@@ -98,7 +110,7 @@ class BatchOptions(EncodeOptions):
     reserve_gb: float = Field(1.0, ge=0, description="Pause while less than this many GB are free in DEST.")
 
     conflicts: ClassVar[tuple[Conflict, ...]] = tuple(
-        c for c in ProcessOptions.conflicts if c not in DetectOptions.conflicts
+        c for c in ProcessOptions.conflicts if "detections" not in c.fields
     )
 
 
@@ -142,6 +154,13 @@ class _FileChanges(StrictModel):
     skip_sharp: Any = None
     sharp_below: Any = None
     on_error: Any = None
+    detect: Any = None
+    detect_threshold: Any = None
+    detect_on: Any = None
+    detect_every: Any = None
+    detect_names: Any = None
+    track: Any = None
+    annotate: Any = None
 
 
 assert {*_FileChanges.model_fields} == {"output", *PER_FILE}

@@ -113,6 +113,8 @@ def _not_cut(options: ProcessOptions, seconds: float, segment_seconds: float) ->
         return "only a part of it is wanted"
     if options.deinterlace:
         return "deinterlacing looks at neighbours of a frame"
+    if options.detect is not None:
+        return "a detector follows objects through all of it"
     if seconds and seconds < segment_seconds * _WORTH:
         return "short"
     return None

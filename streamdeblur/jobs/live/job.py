@@ -160,7 +160,7 @@ class LiveJob:
             return self._watches[name].latest() if name in self._watches else None
 
         page = Preview(lambda: self.status().as_dict(), self.options, looks=look).start()
-        self.add_tap(page.show, depth=4)
+        self.add_tap(page.show, depth=max(8, len(self._named)))
         return page
 
     @property

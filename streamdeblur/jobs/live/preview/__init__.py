@@ -8,7 +8,7 @@
         job.add_tap(preview.show)
         job.run()
 
-Needs aiohttp (``pip install 'streamdeblur[live]'``). ``docs/preview.md`` tells what is served. Names are loaded on first
+Needs aiohttp (``pip install 'streamdeblur[live]'``). What is served: ``docs/preview.md``. Names are loaded on first
 use: the options, which the command line needs, load neither PyTorch nor OpenCV.
 """
 

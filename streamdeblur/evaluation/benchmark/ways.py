@@ -1,0 +1,196 @@
+"""What is measured: models, engines and tilings, from the words that name them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamdeblur.errors import DeviceError, UsageError
+from streamdeblur.evaluation.benchmark import reference
+from streamdeblur.models import registry
+from streamdeblur.models.analysis import gflop
+from streamdeblur.restore import Restorer, Tiling
+from streamdeblur.restore.engines import ENGINES, facts
+from streamdeblur.restore.memory import FAST_OVERLAP
+from streamdeblur.restore.tiles import MODES, round_up
+
+#: Heights and what they stand for.
+SIZES = {"360p": (640, 360), "720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160)}
+
+#: Pixels of a job that is worth any preparation.
+_LONG = 10**13
+
+_SIZE = re.compile(r"(\d+)x(\d+)")
+_TILE = re.compile(r"(\d+)(?:/(\d+))?")
+_EXACT = re.compile(r"exact/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A variant with weights. weights: a file or random:SEED, None for what ships."""
+
+    name: str
+    weights: str | None = None
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are made up: good for times, not for quality."""
+        return self.weights is not None and self.weights.startswith("random:")
+
+    def gflop(self, height: int, width: int) -> float | None:
+        """1e9 operations of one frame as the paper defines the network; None for a model without one."""
+        variant = registry.resolve(self.name)
+        if variant.config is None:
+            return None
+        return gflop(variant.config, round_up(height), round_up(width)) * variant.passes
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How frames are restored.
+
+    engine: a word of ``ENGINES``, "auto", or "reference" for the loop of research code. precision: "auto", "fp32", ...
+    tiling: "auto", "whole", "exact", "fast", TILE, TILE/OVERLAP or exact/TILE (px). batch: windows in a call of the
+    network, None leaves it to the tiling.
+    """
+
+    engine: str
+    precision: str = "auto"
+    tiling: str = "auto"
+    batch: int | None = None
+
+
+def parse_model(word: str) -> Model:
+    """NAME or NAME=WEIGHTS. A network without shipped weights gets random ones. Raises UsageError."""
+    name, _, weights = word.partition("=")
+    variant = registry.resolve(name)
+    if not weights and variant.config is not None and registry.shipped_weights(variant) is None:
+        weights = "random:0"
+    return Model(variant.name, weights or None)
+
+
+def parse_size(word: str) -> tuple[int, int]:
+    """(width, height) of "720p", "4k" or "1280x720". Raises UsageError."""
+    known = SIZES.get(word.lower())
+    if known:
+        return known
+    found = _SIZE.fullmatch(word.lower())
+    if not found or "0" in (found[1].lstrip("0") or "0", found[2].lstrip("0") or "0"):
+        raise UsageError(f"size {word!r} is none", f"write WIDTHxHEIGHT, or one of {', '.join(SIZES)}")
+    return int(found[1]), int(found[2])
+
+
+def parse_tiling(word: str) -> str | Tiling:
+    """What a ``Restorer`` takes, of "auto", a mode, TILE, TILE/OVERLAP or exact/TILE. Raises UsageError."""
+    if word == "auto" or word in MODES:
+        return word
+    if exact := _EXACT.fullmatch(word):
+        return Tiling("exact", int(exact[1]), 0)
+    found = _TILE.fullmatch(word)
+    if not found:
+        raise UsageError(f"tiling {word!r} is none", f"write auto, {', '.join(MODES)}, TILE or TILE/OVERLAP in pixels")
+    tile = int(found[1])
+    return Tiling("fast", tile, int(found[2]) if found[2] else min(FAST_OVERLAP, tile // 4 // 4 * 4))
+
+
+def check_engine(word: str) -> str:
+    """A word that names an engine. Raises UsageError."""
+    if word != "auto" and word not in ENGINES:
+        raise UsageError(f"engine {word!r} is not known", f"choose from auto, {', '.join(ENGINES)}")
+    return word
+
+
+def engines_for(device: torch.device) -> list[str]:
+    """The words of ``ENGINES`` that may run on such a device, whatever is installed."""
+    only = {
+        "cpu": {"eager", "fused", "compile", "openvino", "onnx"},
+        "cuda": {"eager", "compile", "onnx", "cuda-graphs"},
+    }
+    return [word for word in ENGINES if word in only.get(device.type, {"eager"})]
+
+
+def tiling_words(t: Tiling) -> str:
+    """A tiling in words."""
+    if t.mode == "whole":
+        return "whole"
+    return f"exact {t.tile}" if t.mode == "exact" else f"fast {t.tile}/{t.overlap}"
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A restorer for one way, ready for frames of one size, and what is known of it.
+
+    build_s: seconds until the engine was there (weights read, converted), first calls not included; an engine that
+    serves several ways is built once. tiling: None for the reference.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    device: torch.device
+    engine: str
+    precision: str
+    tiling: Tiling | None
+    windows: int
+    computed: float
+    build_s: float
+
+
+class Builder:
+    """Builds ways of one model, each engine once. For one thread. memory: bytes that tilings are planned for."""
+
+    def __init__(self, model: Model, device: str, memory: int | None = None) -> None:
+        self._model, self._device, self._memory = model, device, memory
+        self._engines: dict[tuple[str, str], tuple[Any, float]] = {}
+        self._reference: tuple[reference.Reference, float] | None = None
+
+    def engine(self, word: str, precision: str) -> tuple[Any, float]:
+        """The engine and the seconds it took; "auto" is what a long job gets. Raises what ``Restorer`` does."""
+        found = self._engines.get((word, precision))
+        if found is None:
+            begun = time.perf_counter()
+            m = self._model
+            restorer = Restorer(
+                m.name, weights=m.weights, device=self._device, precision=precision, engine=word, pixels=_LONG
+            )
+            found = restorer.engine, time.perf_counter() - begun
+            self._engines[word, precision] = found
+        return found
+
+    def reference(self, device: torch.device) -> reference.Reference:
+        """The loop of research code. Raises UsageError where the model has none."""
+        if self._reference is None:
+            begun = time.perf_counter()
+            made = reference.Reference(self._model.name, self._model.weights, device)
+            self._reference = made, time.perf_counter() - begun
+        return self._reference[0]
+
+    def build(self, way: Way, size: tuple[int, int], device: torch.device) -> Built:
+        """Ready for frames of ``size`` (width, height). Raises UsageError, DeviceError, WeightsError."""
+        width, height = size
+        if way.engine == reference.NAME:
+            loop = self.reference(device)
+            assert self._reference is not None
+            return Built(loop, device, reference.NAME, "fp32", None, 1, 1.0, self._reference[1])
+        engine, taken = self.engine(way.engine, way.precision)
+        known = facts(engine)
+        if way.engine not in ("auto", known.name):
+            raise DeviceError(f"engine {way.engine} is not to be had here", f"{known.name} ran in its place")
+        tiling = Restorer(engine=engine, tiling=parse_tiling(way.tiling), memory=self._memory).plan(height, width)
+        if way.batch is not None:
+            tiling = replace(tiling, batch=way.batch)
+        plan = tiling.plan(height, width, engine.receptive_radius)
+        return Built(
+            Restorer(engine=engine, tiling=tiling),
+            engine.device,
+            known.name,
+            known.precision,
+            tiling,
+            plan.count,
+            plan.count * plan.area / (width * height),
+            taken,
+        )

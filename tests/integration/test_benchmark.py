@@ -1,0 +1,192 @@
+"""``streamdeblur benchmark`` and ``tune`` as commands, and their parts that run whole jobs. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from streamdeblur.cli.benchmark import benchmark as benchmark_command
+from streamdeblur.cli.benchmark import tune as tune_command
+from streamdeblur.errors import ConfigError, StreamdeblurError, UnreadableInput, UsageError
+from streamdeblur.evaluation.benchmark.clip import render
+from streamdeblur.evaluation.benchmark.growth import Sleeper, growth, show_growth
+from streamdeblur.evaluation.benchmark.job import job, pools, show_jobs, show_pools
+from streamdeblur.evaluation.benchmark.pairs import pairs_of, spread
+from streamdeblur.evaluation.benchmark.stages import STAGES, show_stages, stages
+from streamdeblur.evaluation.benchmark.variation import variation
+from streamdeblur.evaluation.benchmark.ways import Model
+from streamdeblur.training.shards import ShardWriter
+from streamdeblur.video.reader import VideoReader
+from tests.clips import read_clip
+
+pytestmark = pytest.mark.integration
+
+CPU = torch.device("cpu")
+IDENTITY = Model("identity")
+SIZE = (96, 64)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    render(path, SIZE, 5)
+    return path
+
+
+def test_the_rendered_clip_is_what_it_says(clip: Path, tmp_path: Path) -> None:
+    assert len(read_clip(clip)) == 5
+    with VideoReader(clip, copy_streams=False) as reader:
+        assert (reader.info.width, reader.info.height) == SIZE
+    with pytest.raises(UsageError, match="even"):
+        render(tmp_path / "odd.mp4", (63, 64), 1)
+
+
+def test_stages_add_up(clip: Path) -> None:
+    found = stages(IDENTITY, (1, 1), "auto", "auto", "auto", CPU, 2, frames=4, clip=clip)
+    assert tuple(found.stages) == STAGES
+    assert (found.frames, found.size, found.clip) == (4, SIZE, "clip.mp4")
+    assert all(t.rounds == 2 and t.low > 0 for t in found.stages.values())
+    assert found.in_turn == pytest.approx(sum(t.median for t in found.stages.values()))
+    assert found.longest in STAGES
+    assert "limited by" in show_stages([found])
+    assert json.loads(json.dumps(found.as_dict()))["longest"] == found.longest
+    with pytest.raises(UnreadableInput):
+        stages(IDENTITY, SIZE, "auto", "auto", "auto", CPU, 1, clip=clip.with_name("none.mp4"))
+
+
+def test_the_job_stands_beside_the_network_alone(clip: Path) -> None:
+    row = job(IDENTITY, SIZE, {"memory": "20GB"}, CPU, 1, clip=clip, starts=2)
+    assert row.frames == 5
+    assert row.share.median == pytest.approx(row.network.each[0] / row.job.each[0])
+    assert row.cpu_share is not None
+    assert row.network_fps == pytest.approx(5 / row.network.median)
+    assert row.startup_s is not None
+    assert 0 < row.startup_s.low <= row.startup_s.median
+    assert row.peak_bytes is not None
+    assert row.peak_bytes > 50 << 20
+    assert "identity" in show_jobs([row])
+    with pytest.raises(ConfigError, match="memory"):
+        job(IDENTITY, SIZE, {"memory": "lots"}, CPU, 1, clip=clip)
+
+
+def test_tilings_differ_from_the_whole_frame_by_little() -> None:
+    found = variation([Model("mimo-unet-small", "random:2")], (144, 96), "eager", "fp32", CPU, 1)
+    rows = {r.tiling: r for r in found.rows}
+    assert rows["whole"].largest == rows["whole"].mean == 0
+    assert rows["whole"].computed == 1
+    tiled = rows["fast 128/32"]
+    assert 0 < tiled.mean < tiled.largest < 50
+    assert tiled.windows == 2
+    assert tiled.peak_bytes >= tiled.above_bytes > 0
+
+
+def test_longer_clips_each_in_a_process_of_their_own() -> None:
+    found = growth(lengths=(3, 12), workers=())
+    assert [r.frames for r in found.lengths] == [3, 12]
+    assert all(r.each_s > 0 and r.cpu_s >= 0 and r.peak_bytes > 50 << 20 for r in found.lengths)
+    assert "12" in show_growth(found)
+
+
+@pytest.mark.slow
+def test_sleeping_workers_and_ray_give_what_one_process_gives(clip: Path) -> None:
+    found = growth(lengths=(), workers=(1, 2), frames=40, sleep=0.02)
+    assert [w.workers for w in found.workers] == [1, 2]
+    assert found.workers[0].times == 1
+    rows = pools(IDENTITY, SIZE, {}, CPU, 1, workers=(1,), clip=clip)
+    assert [r.name for r in rows] == ["in-process", "Ray, 1 worker"]
+    assert all(r.same for r in rows)
+    assert "identical" in show_pools(rows)
+
+
+def test_a_sleeper_corrects_nothing(clip: Path) -> None:
+    with VideoReader(clip, copy_streams=False) as reader:
+        frame = next(iter(reader))
+    given = Sleeper(0.0)()(frame)
+    assert [c.shape for c in given] == [p.shape for p in frame.planes]
+    assert not any(c.any() for c in given)
+
+
+def test_pairs_from_shards(tmp_path: Path) -> None:
+    pictures = torch.randint(0, 256, (3, 2, 20, 24, 3), dtype=torch.uint8).numpy()
+    with ShardWriter(tmp_path, quality=0) as writer:
+        for n, (blur, sharp) in enumerate(pictures):
+            writer.add(blur, sharp, f"p{n}")
+    read = list(pairs_of(str(writer.written[0]), 2)())
+    assert len(read) == 2
+    _, blurry, sharp = read[1]
+    assert torch.equal((blurry * 255).round().byte()[0].permute(1, 2, 0), torch.from_numpy(pictures[1, 0]))
+    assert torch.equal((sharp * 255).round().byte()[0].permute(1, 2, 0), torch.from_numpy(pictures[1, 1]))
+    with pytest.raises(UnreadableInput, match="neither a folder"):
+        pairs_of(str(tmp_path / "none"), 2)
+    assert spread(10, 4) == [0, 2, 5, 7]
+    assert spread(3, 4) == [0, 1, 2]
+
+
+def run(command: Any, *words: str) -> Any:
+    return CliRunner().invoke(command, [*words], catch_exceptions=False)
+
+
+def test_the_command_writes_tables_json_and_a_page(tmp_path: Path, clip: Path) -> None:
+    page, values = tmp_path / "x.html", tmp_path / "x.json"
+    done = run(
+        benchmark_command, "--quick", "--what", "network,stages", "--models", "identity", "--clip", str(clip),
+        "--no-peak-memory", "--json", str(values), "--html", str(page),
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert "== network" in done.output
+    assert "== stages" in done.output
+    told = json.loads(values.read_text())
+    assert told["settings"]["quick"] is True
+    assert told["machine"]["device"]
+    assert set(told["seconds"]) == {"network", "stages"}
+    assert [r["engine"] for r in told["network"]["rows"]] == ["eager"]
+    assert "Speed of deblurring" in page.read_text()
+
+
+def test_json_alone_on_stdout(clip: Path) -> None:
+    done = run(
+        benchmark_command, "--quick", "--what", "stages", "--models", "identity", "--clip", str(clip), "--json", "-"
+    )
+    assert json.loads(done.stdout)["stages"][0]["model"] == "identity"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--what", "speed"), "nothing called 'speed'"),
+        (("--sizes", "huge"), "size 'huge'"),
+        (("--engines", "turbo"), "engine 'turbo'"),
+        (("--tiles", "tiny"), "tiling 'tiny'"),
+        (("--models", "nothing"), "unknown model"),
+        (("--batch", "two"), "batch"),
+        (("--data", "/nowhere/at/all"), "neither a folder"),
+        (("--device", "cuda:99"), "cuda:99"),
+        (("--memory", "4"), "no amount of memory"),
+    ],
+)
+def test_words_that_mean_nothing_stop_it_before_it_measures(words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(StreamdeblurError, match=says) as e:
+        run(benchmark_command, "--quick", "--what", "stages", *words)
+    assert "\n" not in str(e.value)
+
+
+def test_the_tune_command_says_what_it_kept(tmp_path: Path) -> None:
+    words = ("-m", "mimo-unet-small", "-w", "random:0", "--device", "cpu", "--precision", "fp32", "--engine", "eager")
+    done = run(tune_command, *words, "--size", "64x48", "--seconds", "0.01", "--json")
+    told = json.loads(done.stdout)
+    assert told["plan"]["size"] == [64, 48]
+    assert Path(told["path"]).is_relative_to(tmp_path / "cache")
+    assert Path(told["path"]).is_file()
+    done = run(tune_command, *words, "--forget")
+    assert "forgot" in done.stdout
+    assert not Path(told["path"]).exists()
