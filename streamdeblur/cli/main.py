@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 from rich.table import Table
 
-from streamdeblur.cli import ablation, batch, detection, evaluation, export, live, synthesis, training
+from streamdeblur.cli import ablation, batch, benchmark, detection, evaluation, export, live, synthesis, training
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit
 from streamdeblur.cli.options import common, gather, model_options
@@ -249,6 +249,8 @@ def _begin(debug: bool) -> Any:
 for command in (
     ablation.ablate,
     batch.batch,
+    benchmark.benchmark,
+    benchmark.tune,
     detection.detect_eval,
     evaluation.evaluate,
     export.export,
