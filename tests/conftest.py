@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray lowers the priority of its workers, which starve where anything else is at work.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 #: A skip whose reason holds one of these is for want of something that CI has.
 WANTED = (
