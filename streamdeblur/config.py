@@ -277,6 +277,8 @@ class ProcessOptions(RestoreOptions, EncodeOptions, DetectOptions):
 
 
 M = TypeVar("M", bound="StrictModel")
+#: User and password in a URL, which no message shows.
+_USERINFO = re.compile(r"://[^/\s'\"]*@")
 
 
 def parse(model: type[M], values: Mapping[str, Any], origin: str = "") -> M:
@@ -297,7 +299,9 @@ def parse(model: type[M], values: Mapping[str, Any], origin: str = "") -> M:
         first = e.errors(include_url=False)[0]
         name = ".".join(str(p) for p in first["loc"])
         text = str(first["msg"]).removeprefix("Value error, ")
-        what = f"{name} {first['input']!r}{where}: {text}" if name else f"{text}{where}"
+        secret = any(part in name for part in ("webhook", "mqtt", "token"))
+        value = "" if secret else " " + _USERINFO.sub("://***@", repr(first["input"]))
+        what = f"{name}{value}{where}: {text}" if name else f"{text}{where}"
         raise ConfigError(what) from e
 
 

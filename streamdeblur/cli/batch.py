@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from streamdeblur.cli.console import make_console, set_up_logging
 from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.jobs.batch.options import BatchOptions
+from streamdeblur.video.live.urls import MaskFilter
 
 if TYPE_CHECKING:
     from streamdeblur.jobs.batch.state import Snapshot
@@ -46,6 +48,8 @@ def batch(
     """Restore many files: folders, globs, URLs, manifests. The same command again goes on where it was."""
     console = make_console()
     set_up_logging(console, debug=debug)
+    for handler in logging.getLogger("streamdeblur").handlers:
+        handler.addFilter(MaskFilter())
     options = gather(BatchOptions, config, given)
     return execute(sources, output, options, console, dry_run=dry_run, as_json=as_json, quiet=quiet)
 

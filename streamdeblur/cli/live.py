@@ -101,7 +101,7 @@ def execute(sources: tuple[str, ...], options: LiveOptions, console: Console, *,
     with LiveReporter(console, quiet=quiet) as reporter:
         summary = job.run(reporter.update, reporter.every)
     if as_json:
-        print(mask(json.dumps(summary.as_dict(), indent=2)))
+        print(json.dumps(_masked(summary.as_dict()), indent=2))
     if not quiet:
         for source in summary.status.sources:
             console.print(_sum(source), markup=False, highlight=False)
@@ -110,6 +110,15 @@ def execute(sources: tuple[str, ...], options: LiveOptions, console: Console, *,
     if caught:
         return 128 + caught[0]
     return 1 if summary.failed else 0
+
+
+def _masked(value: Any) -> Any:
+    """JSON values with credentials out of every text."""
+    if isinstance(value, dict):
+        return {k: _masked(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(v) for v in value]
+    return mask(value) if isinstance(value, str) else value
 
 
 class LiveReporter:

@@ -41,6 +41,8 @@ def process(
     """Restore one video, one image, or a folder of images."""
     console = _begin(debug)
     options = gather(ProcessOptions, config, given)
+    if as_json and options.detections == "-":
+        raise UsageError("--json and --detections - both write to stdout", "write the detections to a file")
     from streamdeblur.jobs.images import is_image_job, process_images
     from streamdeblur.jobs.process import process_video
 

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _WAITING, _WAITING_LIVE = 4, 1
 #: Seconds that a job without loss waits for a detector that does not come back, before it goes on without.
 _PATIENCE = 60.0
+#: Seconds at most for a sink's last records, where it is down and where it is not.
+_DOWN, _DELIVERY = 2.0, 30.0
 #: Detector times that percentiles are taken of.
 _TIMES = 512
 #: Where restoration does not pay, one frame of so many is restored all the same, so that it is seen when it would.
@@ -213,7 +215,8 @@ class Hook:
     def annotated(self, frame: Frame, ticket: Ticket, timeout: float | None = None) -> Frame:
         """The frame with boxes drawn: those found on it, waiting for them up to ``timeout`` seconds (None: 60), else
         those of a frame shortly before. Unchanged where nothing is known. A live job gives 0."""
-        look = ticket.result(_PATIENCE if timeout is None else timeout) or self._before(frame.index)
+        wait = 0.0 if self._stuck else _PATIENCE if timeout is None else timeout
+        look = ticket.result(wait) or self._before(frame.index)
         return draw_frame(frame, labels(look.objects, look.tracks)) if look is not None else frame
 
     def _before(self, index: int) -> Look | None:
@@ -243,21 +246,26 @@ class Hook:
         return HookStats(*values, objects, gain, tuple(s.stats() for s in self._sinks))
 
     def close(self, timeout: float = 10.0) -> None:
-        """Look at what waits and deliver what was found, for at most ``timeout`` seconds each. Idempotent."""
+        """Look at what waits, as long as a frame takes no more than ``timeout`` seconds, and deliver what was found: a
+        sink that is down gets 2 s, others 30 s at most. Idempotent."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+        seen, until = self._progress(), time.monotonic() + timeout
+        while self._thread is not threading.current_thread() and self._thread.is_alive():
+            self._thread.join(0.1)
+            if self._progress() != seen:
+                seen, until = self._progress(), time.monotonic() + timeout
+            if time.monotonic() >= until:
+                break
         with self._changed:
             left = list(self._queue)
             self._queue.clear()
             self._dropped += len(left)
         for one in left:
             one.ticket._settle(None)
-        until = time.monotonic() + timeout
         for sink in self._sinks:
-            sink.close(max(0.0, until - time.monotonic()))
+            sink.close(min(timeout, _DOWN if sink.stats().down else _DELIVERY))
 
     def __enter__(self) -> Hook:
         return self

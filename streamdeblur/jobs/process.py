@@ -162,6 +162,12 @@ def check_target(source: str | os.PathLike[str] | None, target: Path, options: P
                 raise UsageError(f"ledger {options.ledger} is the {what} itself", "name another file with --ledger")
         if options.ledger.is_file() and not options.overwrite and not _is_ledger(options.ledger):
             raise UsageError(f"{options.ledger} exists and is no ledger", "name another file with --ledger")
+    if options.detections not in (None, "-"):
+        for what, path in (("output", target), ("ledger", options.ledger)):
+            if path is not None and _same_file(path, options.detections):
+                raise UsageError(
+                    f"detections {options.detections} is the {what} itself", "name another with --detections"
+                )
     if target.exists() and not target.is_dir() and not options.overwrite:
         raise OutputError(f"{target} exists", "--overwrite replaces it, -o writes elsewhere")
 

@@ -55,7 +55,7 @@ class Watch:
     ) -> None:
         if self._hook is None:
             return
-        self._hook.close(0.0 if kind is not None else 600.0)
+        self._hook.close(0.0 if kind is not None else 60.0)
         if kind is None:
             stats = self._hook.stats()
             lost = stats.dropped + stats.errors

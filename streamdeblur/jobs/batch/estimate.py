@@ -167,6 +167,11 @@ def _measure(local: str, s: Source, scratch: Path, plan: Plan, options: BatchOpt
             "start": s.options.start,
             "duration": min(_MEASURED, s.options.duration or _MEASURED),
             "threads": options.threads or max(1, int(options.cpus_per_worker)),
+            # nothing is told to anybody by a dry run
+            "detect": None,
+            "annotate": False,
+            "webhook": None,
+            "mqtt": None,
         }
     )
     level = logging.getLogger("streamdeblur").level

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +27,7 @@ from streamdeblur.jobs.batch.state import STATUSES, FileState, Snapshot
 from streamdeblur.jobs.batch.units import Item, JobSpec
 from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.version import __version__
+from streamdeblur.video.live.urls import mask
 
 if TYPE_CHECKING:
     from streamdeblur.jobs.batch.scheduler import Scheduler
@@ -143,7 +143,6 @@ class _Job:
             token=self.token,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             host=os.uname().nodename,
-            argv=sys.argv[1:],
             options=o.model_dump(mode="json", exclude_defaults=True),
         )
         self._look_at_files()
@@ -184,7 +183,10 @@ class _Job:
             entry = self.manifest.entries.get(s.id)
             if error is not None:
                 state.status, state.error = "quarantined", error
-                self.manifest.add("quarantined", id=s.id, print=whole, source=s.name, output=s.output, message=error)
+                if entry is None:  # what is known of a source stays so while it is away
+                    self.manifest.add(
+                        "quarantined", id=s.id, print=whole, source=s.name, output=s.output, message=error
+                    )
             elif entry is not None and entry.print == whole:
                 self._recall(state, entry)
 
@@ -223,7 +225,14 @@ class _Job:
         state.frames_done = sum(line["frames"] for line in valid.values())
 
     def _refuse_foreign(self) -> None:
-        """Raise OutputError for a file in DEST that no batch job wrote, and that one would replace."""
+        """Raise OutputError for a file in DEST that no batch job wrote, and that one would replace; UsageError for a
+        source that would be replaced by its own result."""
+        for state in self.files.values():
+            final, name = place.join(self.dest, state.source.output), state.source.name
+            if place.is_url(final) or place.is_url(name) or not os.path.exists(final):
+                continue
+            if os.path.exists(name) and os.path.samefile(final, name):
+                raise UsageError(f"{name} would be replaced by its own result", "write to another folder with -o")
         if self.options.overwrite:
             return
         for key, state in self.files.items():
@@ -330,7 +339,7 @@ def _row(f: FileState) -> dict[str, Any]:
     s = f.summary
     return {
         "id": f.source.id,
-        "source": f.source.name,
+        "source": mask(f.source.name),
         "output": f.source.output,
         "status": f.status,
         "resumed": f.resumed,
@@ -349,6 +358,6 @@ def _row(f: FileState) -> dict[str, Any]:
         "node": s.get("node", ""),
         "verified": s.get("verified", False),
         "differences": s.get("differences", []),
-        "warnings": [*f.notes, *s.get("warnings", [])],
-        "error": f.error,
+        "warnings": [mask(text) for text in (*f.notes, *s.get("warnings", []))],
+        "error": None if f.error is None else mask(f.error),
     }

@@ -164,7 +164,7 @@ def _is_ours(path: str, dest: str) -> bool:
 
 
 def _remote(url: str) -> Iterator[_Named]:
-    if url.startswith(("http://", "https://")) and not glob.has_magic(url):
+    if url.startswith(("http://", "https://")) and not glob.has_magic(url.split("?", 1)[0]):
         yield _Named(url, posixpath.basename(url.split("?", 1)[0]) or "video.mp4")
         return
     fs, path = file_system(url)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fractions import Fraction
 
 from streamdeblur.errors import EncoderError, OutputError
@@ -132,7 +133,10 @@ class Chain:
                 self._handle(entry)
             except Exception as e:  # one frame must not end a source
                 log.exception("frame %d of source %s", entry.arrived.frame.index, self._name)
-                self.error = f"{type(e).__name__}: {e}"
+                self.error = entry.reason = f"{type(e).__name__}: {e}"
+                entry.corrections = None
+                with suppress(Exception):  # if it was booked already
+                    self._book(entry, "failed", None)
 
     def _handle(self, entry: Entry) -> None:
         started = time.monotonic()

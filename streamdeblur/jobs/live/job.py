@@ -12,6 +12,7 @@ that is too slow each cost what they cost and nothing else.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from streamdeblur.config import parse
-from streamdeblur.errors import InputError, UnreadableInput
+from streamdeblur.errors import InputError, UnreadableInput, UsageError
 from streamdeblur.frames import Gap
 from streamdeblur.jobs.live.chain import Chain
 from streamdeblur.jobs.live.engines import BatchingPool, LiveRecipe, recipe_of
@@ -103,6 +104,7 @@ class LiveJob:
         for s in self._named:
             if not is_url(s.url) and not Path(s.url).is_file():
                 raise UnreadableInput(f"{s.url} does not exist", "check the path")
+        _spare_sources(self.options, self._named)
         targets = {s.name: [parse_target(t) for t in s.to or ()] for s in self._named}
         self._stop = threading.Event()
         self._wake = threading.Condition()
@@ -456,6 +458,21 @@ class _Built:
 
     def __call__(self) -> Work:
         return self._work
+
+
+def _spare_sources(options: LiveOptions, sources: Sequence[SourceOptions]) -> None:
+    """Refuse what would write over a source that is a file."""
+    for source in sources:
+        if is_url(source.url):
+            continue
+        ledger = _ledger_path(options.ledger, str(source.name), len(sources))
+        for word, path in (
+            ("ledger", ledger),
+            ("detections", options.detections),
+            *(("to", t) for t in source.to or ()),
+        ):
+            if path is not None and os.path.exists(path) and os.path.samefile(path, source.url):
+                raise UsageError(f"{word} {path} is the source itself", f"name another file with --{word}")
 
 
 def _ledger_path(path: Path | None, name: str, sources: int) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -169,9 +170,14 @@ def named_sources(options: LiveOptions, urls: tuple[str, ...] = ()) -> tuple[Sou
         names[name] = source.url
         outputs = tuple(t.replace("{name}", name) for t in (source.to if source.to is not None else options.to))
         for output in outputs:
-            if output != "none" and taken.setdefault(output, name) != name:
+            if output == "none":
+                continue
+            place = _place(output)
+            if place in taken and taken[place] == name:
+                raise UsageError(f"source {name} would write to {mask(output)} twice", "name each output once")
+            if taken.setdefault(place, name) != name:
                 raise UsageError(
-                    f"sources {taken[output]} and {name} would both write to {mask(output)}",
+                    f"sources {taken[place]} and {name} would both write to {mask(output)}",
                     "write {name} into --to, or give each source its own `to`",
                 )
         values: Mapping[str, Any] = {
@@ -185,11 +191,20 @@ def named_sources(options: LiveOptions, urls: tuple[str, ...] = ()) -> tuple[Sou
     return tuple(result)
 
 
+def _place(output: str) -> str:
+    """An output in one way of writing it."""
+    if output.startswith("hls:"):
+        return f"hls:{os.path.realpath(output[4:])}"
+    return output if "://" in output else os.path.realpath(output)
+
+
 def _name_of(url: str, number: int) -> str:
     """From the last part of a URL's path or a file's name, else cameraN; letters, digits and dashes."""
     from urllib.parse import urlsplit
 
     path = urlsplit(url).path if "://" in url else url
     last = path.rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    if "=" in last:  # user=…_password=…: no name, and not to be shown
+        return f"camera{number}"
     plain = "".join(c if c.isalnum() and c.isascii() else "-" for c in last).strip("-").lower()
     return plain[:40] or f"camera{number}"

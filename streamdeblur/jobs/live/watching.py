@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from streamdeblur.jobs.live.options import LiveOptions
 from streamdeblur.video.live.source import Arrived
 
 if TYPE_CHECKING:
-    from streamdeblur.detect import Look
+    from streamdeblur.detect import Detections, Detector, Look
     from streamdeblur.detect.hook import Hook
 
 
@@ -46,6 +47,18 @@ class LiveWatch:
         self._hook.close(5.0)
 
 
+class _OneAtATime:
+    """A detector that several sources share."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._lock = threading.Lock()
+
+    def __call__(self, rgb: Any) -> Detections:
+        with self._lock:
+            return self._detector(rgb)
+
+
 def make_watches(options: LiveOptions, names: Sequence[str]) -> dict[str, LiveWatch]:
     """A watch for every source; none without a detector. Raises UsageError, WeightsError, DeviceError, OutputError."""
     if options.detect is None:
@@ -62,6 +75,10 @@ def make_watches(options: LiveOptions, names: Sequence[str]) -> dict[str, LiveWa
         device=options.detect_device,
         threads=options.detect_threads,
     )
+    from streamdeblur.detect.onnx_model import OnnxDetector
+
+    if not isinstance(detector, OnnxDetector):
+        detector = _OneAtATime(detector)  # whoever wrote it counts on one thread
     asked = options.model_copy(update={"detect_on": "both"}) if options.auto else options
     watches: dict[str, LiveWatch] = {}
     try:

@@ -88,5 +88,7 @@ def serve(number: str, orphan_grace: float = 0.0) -> Link:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A signal to the whole group is the parent's to answer: it ends its children in order.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
     return Link(socket.socket(fileno=int(number)))

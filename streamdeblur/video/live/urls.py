@@ -17,10 +17,11 @@ USER = "STREAMDEBLUR_RTSP_USER"
 PASSWORD = "STREAMDEBLUR_RTSP_PASSWORD"
 HIDDEN = "***"
 
-_USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]*@", re.IGNORECASE)
+_USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s'\"]*@", re.IGNORECASE)
 #: What cameras, servers and object stores call secrets in the query of a URL.
 _QUERY = re.compile(
-    r"(?P<key>[?&](?:password|passphrase|passwd|pass|pwd|token|auth|key|secret|sig|signature|apikey|api_key|access_token|streamkey)=)"
+    r"(?P<key>[?&/_;](?:password|passphrase|passwd|pass|pwd|pw|loginpas|token|auth|key|secret|sig|signature|apikey|api_key"
+    r"|access_token|streamkey|x-amz-signature|x-amz-credential|x-amz-security-token)=)"
     r"[^&\s'\"#]*",
     re.IGNORECASE,
 )
