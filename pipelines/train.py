@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit
-from streamdeblur.cli.training import ShownRun, exit_code
+from streamdeblur.cli.training import ShownRun
 from streamdeblur.errors import UsageError
 from streamdeblur.training.config import load
 from streamdeblur.training.ray import run_on_ray
@@ -65,7 +65,7 @@ def run(arguments: list[str] | None = None) -> int:
             observers=[ShownRun(reporter, console, False)],
         )
     print(json.dumps(outcome.as_dict(), indent=2))
-    return exit_code(outcome)
+    return outcome.exit_code
 
 
 if __name__ == "__main__":

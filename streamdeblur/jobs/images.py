@@ -147,8 +147,7 @@ class _ImageJob:
             self.read += item is not None
             return item
 
-        ledger = open_ledger(o, self.source, self.target)
-        with ledger, Watch(o, self.source) as watch, workforce.pool as pool:
+        with workforce.pool as pool, open_ledger(o, self.source, self.target) as ledger, Watch(o, self.source) as watch:
             try:
                 plan = self.spent.plan if self.spent is not None else None
                 for done in restored(pool, take, lambda item: item[0], plan=plan):

@@ -226,9 +226,9 @@ class Job:
             frames = _expected(reader, o)
             workforce = self.workforce(size, None if frames is None else frames * (1 + fields))
             with (
+                workforce.pool as pool,
                 open_ledger(o, self.source, self.final) as ledger,
                 Watch(o, self.source, info.rotation) as watch,
-                workforce.pool as pool,
             ):
                 self.watch = watch
                 preset = encoder_preset(o.preset, workforce)
@@ -331,6 +331,7 @@ class Job:
             except Closed:
                 self._drain(ledger, reader, until_done=True)  # raises what the writer raised
                 raise WorkerError("the writer stopped without a reason") from None
+            self._drain(ledger, reader)  # many frames may come at once, and what is written must not pile up
 
     def _drain(self, ledger: Ledger, reader: VideoReader, *, until_done: bool = False) -> None:
         """Book what the writer has written, and show it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +13,7 @@ from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import OutputError, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.runtime.ledger import FrameRecord
+from streamdeblur.video.reader import DecodedFrame
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +33,18 @@ class Watch:
         from streamdeblur.detect.hook import Hook
 
         _check_target(options, source)
-        target = options.detections
-        if target not in (None, "-") and Path(target).is_file():
-            Path(target).unlink()  # the sink appends
         self._hook = Hook(options, source=os.fspath(source), lossless=True, rotation=rotation)
+        target = options.detections
+        if target is not None and target != "-" and Path(target).is_file():
+            os.truncate(target, 0)  # the sink appends; nothing is lost where no detector could be had
 
-    def see(self, before: Frame, after: Frame, record: FrameRecord) -> Frame:
+    def see(self, before: DecodedFrame, after: Frame, record: FrameRecord) -> Frame:
         """The frame to write: with boxes under ``annotate``, else ``after``. May wait for the detector."""
         if self._hook is None:
             return after
-        ticket = self._hook.offer(before, after if record.status == "restored" else None)
+        # The writer encodes from the decoder's own memory, which it writes to; the detector looks later.
+        kept = replace(before.plain(), planes=tuple(plane.copy() for plane in before.planes))
+        ticket = self._hook.offer(kept, after if record.status == "restored" else None)
         return self._hook.annotated(after, ticket) if self._annotate else after
 
     def summary(self) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ Threading: a writer belongs to one thread.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import math
 import os
@@ -102,6 +103,7 @@ class VideoWriter:
         self.frames_written = 0
         self._reader = reader
         self._open: av.container.OutputContainer | None = None
+        self._held: int | None = None  # keeps other runs off the unfinished file
         self._finished = False
         self._header = False
         self._last_dts: dict[int, int] = {}
@@ -134,6 +136,7 @@ class VideoWriter:
         self._cuts = bool(reader.shift) and self.container_name not in BEFORE_ZERO
         self._begun: dict[int, int] = {}  # timestamps of those
         with self._guard("can't be created"):
+            self._held = _hold(self.partial)
             self._open = av.open(
                 str(self.partial), "w", format=self.container_name, options=self._container_options(reader)
             )
@@ -477,6 +480,12 @@ class VideoWriter:
             self._tell_losses(tracks)
             os.replace(self.partial, self.path)
         self._finished = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            os.close(held)
 
     def _tracks(self) -> list[Any]:
         """The streams of the source in the order of the output's."""
@@ -512,6 +521,7 @@ class VideoWriter:
         if self._finished:
             return
         self._finished = True
+        self._let_go()
         container, self._open = self._open, None
         try:
             if container is not None:
@@ -566,7 +576,9 @@ def check_writable(path: Path, need: int = _RESERVE) -> None:
         raise OutputError(f"output {path} is a folder", "name a file")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"folder {folder} can't be written to: permission denied", "write elsewhere with -o")
-    probe = partial_path(path)
+    if _is_held(partial_path(path)):
+        raise OutputError(f"another run is writing {path}", "wait for it, or write elsewhere with -o")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
         with open(probe, "wb") as f:
             f.write(b"\0")
@@ -581,6 +593,33 @@ def check_writable(path: Path, need: int = _RESERVE) -> None:
             f"{free / 1e6:.1f} MB free for {path}, and at least {need / 1e6:.1f} MB are needed",
             "free some, or write elsewhere with -o",
         )
+
+
+def _hold(path: Path) -> int | None:
+    """A descriptor that locks a file (made if need be) while it is open; None where there are no locks."""
+    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        return None
+    return held
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        found = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(found)
+    return False
 
 
 def _with_payload(packet: av.Packet[Any], data: bytes) -> av.Packet[Any]:

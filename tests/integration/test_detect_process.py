@@ -70,6 +70,28 @@ def test_every_frame_is_looked_at_told_and_drawn(clip: Path, tmp_path: Path) -> 
         assert changed[0].max() <= 42
 
 
+def test_both_frames_are_as_they_were_decoded_and_restored(clip: Path, tmp_path: Path) -> None:
+    """The writer reuses the decoder's memory; what a slow detector sees must not change under it."""
+    (tmp_path / "mean.py").write_text(
+        "import time\nimport numpy as np\nfrom streamdeblur.detect import Detections\n"
+        "def build():\n"
+        "    def detect(rgb):\n"
+        "        time.sleep(0.05)\n"
+        "        score = float(rgb[2:14, 60:90].mean()) / 255\n"
+        "        box = np.array([[8, 8, 60, 40]], np.float32)\n"
+        "        return Detections(box, np.array([score], np.float32), np.zeros(1, np.int64), ('mean',))\n"
+        "    return detect\n"
+    )
+    found = tmp_path / "found.jsonl"
+    process_video(
+        clip, tmp_path / "out.mkv", model="offset:0.2,0.2,0.2", detect=f"{tmp_path / 'mean.py'}:build",
+        detect_on="both", detect_threshold=0.0, detections=str(found),
+    )  # fmt: skip
+    for line in lines(found):
+        (after,), (before,) = line["objects"], line["unrestored"]  # type: ignore[misc]
+        assert after["score"] - before["score"] == pytest.approx(0.2, abs=0.02)
+
+
 def test_a_detector_that_fails_costs_no_frame(clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "out.mkv"
     summary = process_video(clip, out, model="identity", detect=f"{tmp_path / 'finder.py'}:wrong")

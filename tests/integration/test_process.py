@@ -646,13 +646,14 @@ def test_frames_in_memory_do_not_depend_on_the_length(
 
 def test_threads_end_with_the_job(tmp_path: Path) -> None:
     source = write_numbered_clip(tmp_path / "a.mp4", 4, SIZE)
+    before = set(threading.enumerate())
     process_video(source, tmp_path / "b.mp4", model="identity")
     with pytest.raises(UsageError):
         process_video(source, tmp_path / "c.mp4", model="identity", encoder="none")
-    for thread in threading.enumerate():
+    for thread in set(threading.enumerate()) - before:
         if thread.name == "restore":
-            thread.join(10)  # told to end, and not waited for where a frame may still be in the network
-    names = {t.name for t in threading.enumerate()}
+            thread.join(60)  # told to end, and not waited for where a frame may still be in the network
+    names = {t.name for t in set(threading.enumerate()) - before}
     assert not names & {"reader", "writer", "restore"}
 
 

@@ -118,21 +118,29 @@ class LiveJob:
         self._failed: dict[str, str] = {}
         self._streams: dict[str, _Stream] = {}
         self._watches: dict[str, LiveWatch] = {}
+        self._preview: Preview | None = None
         try:
             self._watches = make_watches(self.options, [str(s.name) for s in self._named])
             self._preview = self._open_page()
+            for s in self._named:
+                self._streams[str(s.name)] = self._stream(s, [t for t in targets[s.name] if t.kind != "none"])
         except BaseException:
-            for watch in self._watches.values():
-                watch.close()
-            self._pool.close(abort=True)
+            self._abandon()
             raise
-        for s in self._named:
-            assert s.name is not None
-            self._streams[s.name] = self._stream(s, [t for t in targets[s.name] if t.kind != "none"])
         self._opened = False
         self._closed = False
 
     # --- making ------------------------------------------------------------------------------------------------------
+
+    def _abandon(self) -> None:
+        """End what was begun of a job that can't be."""
+        for stream in self._streams.values():
+            stream.chain.close()
+        for watch in self._watches.values():
+            watch.close()
+        if self._preview is not None:
+            self._preview.close()
+        self._pool.close(abort=True)
 
     def _make_pool(self) -> Pool:
         o, engine = self.options, self._engine

@@ -76,7 +76,7 @@ def build_engine(
 
     trials = Trials(print_, compute)
     for position, way in enumerate(ways[:-1]):
-        explicit = engine == way.name
+        explicit = engine == way.name or precision == "int8" == way.precision
         try:
             found = _try(way, inner, place, trials)
         except StreamdeblurError:
