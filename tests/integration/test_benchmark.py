@@ -79,6 +79,7 @@ def test_the_job_stands_beside_the_network_alone(clip: Path) -> None:
         job(IDENTITY, SIZE, {"memory": "lots"}, CPU, 1, clip=clip)
 
 
+@pytest.mark.slow
 def test_tilings_differ_from_the_whole_frame_by_little() -> None:
     found = variation([Model("mimo-unet-small", "random:2")], (144, 96), "eager", "fp32", CPU, 1)
     rows = {r.tiling: r for r in found.rows}

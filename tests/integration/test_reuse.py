@@ -159,6 +159,7 @@ def psnr(a: list[Picture], b: list[Picture]) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_real_footage_is_near_the_full_run(clips: Path, tmp_path: Path) -> None:
     """The shipped weights on the busiest of the fixed cameras: much less work, no frame below 45 dB."""
     clip = clips / "fixed_camera_traffic.mp4"

@@ -104,6 +104,7 @@ def test_overfits_a_rendered_pair(tmp_path: Path) -> None:
     assert overfit(picture.blurry, picture.sharp, tmp_path) > 3
 
 
+@pytest.mark.slow
 def test_overfits_a_pair_of_gopro(tmp_path: Path, data_dir: Path) -> None:
     blur, sharp = read_pair(find_pairs(data_dir / "data" / "train" / "gopro_pairs")[0])
     # the window with the most detail, so that there is something to restore
