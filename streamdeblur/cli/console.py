@@ -55,9 +55,12 @@ class Reporter:
         self.step("restoring", s.frames, s.total, f"{s.fps:.1f} fps", note, s.seconds)
 
     def step(
-        self, what: str, done: int, total: int | None, rate: str = "", note: str = "", seconds: float = 0.0
+        self, what: str, done: int, total: int | None, rate: str = "", note: str = "", seconds: float = 0.0, resumed: int = 0
     ) -> None:
-        """Show ``done`` of ``total`` steps of ``what``."""
+        """Show ``done`` of ``total`` steps of ``what``.
+
+        seconds: since the first of them; or, with ``resumed`` of them done by an earlier run, since the first of this.
+        """
         of = str(total) if total is not None else "?"
         if self._bar is not None:
             if self._task is None:
@@ -66,8 +69,8 @@ class Reporter:
         elif not self._quiet and time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
             left = ""
-            if total and done and seconds:
-                left = f", about {max(0.0, seconds / done * (total - done)):.0f} s left"
+            if total and done > resumed and seconds:
+                left = f", about {max(0.0, seconds / (done - resumed) * (total - done)):.0f} s left"
             extra = f", {note}" if note else ""
             self._console.print(f"{what}: {done}/{of} {self._unit}, {rate}{extra}{left}", highlight=False)
 

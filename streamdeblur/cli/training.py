@@ -114,7 +114,7 @@ class ShownRun:
     def on_progress(self, progress: Any) -> None:
         p = progress
         rate = f"{p.images_per_second:.1f} images/s"
-        self._reporter.step("training", p.step, p.steps, rate, f"loss {p.loss:.4f}", p.seconds)
+        self._reporter.step("training", p.step, p.steps, rate, f"loss {p.loss:.4f}", p.seconds, p.resumed)
 
     def on_validation(self, step: int, scores: Any) -> None:
         if not self._quiet:

@@ -11,11 +11,7 @@ Python factories run code of their author's: name only what you trust.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -23,12 +19,12 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from streamdeblur.detect.factories import factory_word
 from streamdeblur.errors import StreamdeblurError, UsageError
 
 Picture = npt.NDArray[np.uint8]
 Boxes = npt.NDArray[np.float32]
 
-_FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|.+\.py):(?P<name>[A-Za-z_]\w*)")
 _HINT = "give a FILE.onnx, module:factory or FILE.py:factory"
 #: Default score from which on a detection counts.
 THRESHOLD = 0.3
@@ -135,56 +131,9 @@ def load_detector(
         from streamdeblur.detect.onnx_model import OnnxDetector
 
         return OnnxDetector(word, threshold=threshold, nms=nms, names=names, device=device, threads=threads)
-    factory = _FACTORY.fullmatch(word)
+    factory = factory_word(word)
     if factory is None:
         raise UsageError(f"detector {word!r} is not known", _HINT)
     if names is not None:
         raise UsageError(f"detector {word} names its classes itself", "leave the file of names out")
-    return _build(word, factory["module"], factory["name"])
-
-
-def _build(word: str, module: str, name: str) -> Detector:
-    try:
-        factory = getattr(_import(module), name, None)
-    except StreamdeblurError:
-        raise
-    except Exception as e:  # whatever the module does when it is imported
-        raise UsageError(
-            f"detector {word} can't be imported: {type(e).__name__}: {e}", "see that it imports by itself"
-        ) from e
-    if not callable(factory):
-        raise UsageError(f"detector {word}: {module} has no function {name}", "name a factory of a detector")
-    try:
-        made = cast("Callable[[], Any]", factory)()
-    except StreamdeblurError:
-        raise
-    except Exception as e:
-        raise UsageError(f"detector {word} failed to build: {type(e).__name__}: {e}", "call its factory by hand") from e
-    if not callable(made):
-        raise UsageError(f"detector {word} built a {type(made).__name__}, which can't be called", "return a detector")
-    return cast(Detector, made)
-
-
-def _import(module: str) -> Any:
-    if not module.endswith(".py"):
-        here = str(Path.cwd())  # the console script does not search the current folder
-        sys.path.insert(0, here)
-        try:
-            return importlib.import_module(module)
-        finally:
-            if here in sys.path:
-                sys.path.remove(here)
-    path = Path(module)
-    if not path.is_file():
-        raise UsageError(f"no file {module}", "name a Python file with a factory, as detectors/mine.py:build")
-    spec = importlib.util.spec_from_file_location(f"_streamdeblur_detector_{path.stem}", path.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = loaded
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(loaded)
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    return loaded
+    return cast(Detector, factory.build("detector"))

@@ -16,11 +16,7 @@ Python factories, .pt2 files and pickles may run code of their author's: load on
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
-import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from streamdeblur.detect.factories import FactoryWord, factory_word
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WeightsError
 from streamdeblur.evaluation.onnx_files import count_parameters
 from streamdeblur.models import registry
@@ -43,7 +40,6 @@ from streamdeblur.restore.blend import pad_frame
 from streamdeblur.restore.engines import resolve_device, resolve_precision
 from streamdeblur.restore.tiles import round_up
 
-_FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|.+\.py):(?P<name>[A-Za-z_]\w*)")
 #: Names that reports use for the two sides of a pair.
 RESERVED = ("blurry", "sharp")
 _CHECKPOINTS = (".safetensors", ".pkl", ".pth", ".pt")
@@ -189,9 +185,9 @@ def _load(
         return _onnx(word, place, multiple)
     if suffix in _CHECKPOINTS:
         return _ours(word, None, word, place, precision, tiling)
-    factory = _FACTORY.fullmatch(word)
+    factory = factory_word(word)
     if factory:
-        return _python(word, factory["module"], factory["name"], place, multiple)
+        return _python(factory, place, multiple)
     try:
         variant = registry.resolve(name)
     except UsageError as e:
@@ -257,23 +253,8 @@ def _cut(result: Any, padded: tuple[int, int], size: tuple[int, int]) -> Any:
     return result
 
 
-def _python(word: str, module: str, name: str, place: torch.device, multiple: int) -> Candidate:
-    try:
-        factory = getattr(_import(module), name, None)
-    except StreamdeblurError:
-        raise
-    except Exception as e:  # whatever the module does when it is imported
-        raise UsageError(
-            f"model {word} can't be imported: {type(e).__name__}: {e}", "see that it imports by itself"
-        ) from e
-    if not callable(factory):
-        raise UsageError(f"model {word}: {module} has no function {name}", "name a factory that returns the restorer")
-    try:
-        made = factory()
-    except Exception as e:
-        raise UsageError(f"model {word} failed to build: {type(e).__name__}: {e}") from e
-    if not callable(made):
-        raise UsageError(f"model {word} built a {type(made).__name__}, which can't be called", "return a restorer")
+def _python(factory: FactoryWord, place: torch.device, multiple: int) -> Candidate:
+    made = factory.build("model")
     learned = None
     precision = "its own"
     if isinstance(made, nn.Module):
@@ -282,45 +263,12 @@ def _python(word: str, module: str, name: str, place: torch.device, multiple: in
         kinds = {str(p.dtype).removeprefix("torch.") for p in made.parameters()}
         precision = "/".join(sorted(kinds)).replace("float32", "fp32") or precision
     step = _positive(getattr(made, "size_multiple", 1))
-    inner = cast("Callable[[Tensor], Any]", made)
-    stem = Path(module).stem if module.endswith(".py") else module
-    restores = cast(Restores, _Padded(inner, max(multiple, step)))
-    return Candidate(f"{stem}:{name}", word, "python", restores, place, precision, "whole", learned)
+    restores = cast(Restores, _Padded(made, max(multiple, step)))
+    return Candidate(factory.label, factory.word, "python", restores, place, precision, "whole", learned)
 
 
 def _positive(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 1
-
-
-def _import(module: str) -> Any:
-    if module.endswith(".py"):
-        path = Path(module)
-        if not path.is_file():
-            raise UsageError(f"no file {module}", "name a Python file with a factory, as nets/mine.py:build")
-        spec = importlib.util.spec_from_file_location(f"_streamdeblur_candidate_{path.stem}", path.resolve())
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = loaded
-        with _on_path(path.resolve().parent):
-            spec.loader.exec_module(loaded)
-        return loaded
-    with _on_path(Path.cwd()):
-        return importlib.import_module(module)
-
-
-class _on_path:
-    """While it lasts, modules of a folder can be imported: the console script does not search the current one."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = str(folder)
-
-    def __enter__(self) -> None:
-        sys.path.insert(0, self._folder)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._folder in sys.path:
-            sys.path.remove(self._folder)
 
 
 def _exported(word: str, place: torch.device, multiple: int) -> Candidate:

@@ -31,8 +31,12 @@ Corrections = tuple[npt.NDArray[Any], ...]
 #: The corrections of one frame: one integer array a colour plane, same shape as the plane, in code values. Called with
 #: a frame; or with a frame and regions, for the kept parts of those alone (``Restorer.correction``).
 Work = Callable[..., Corrections]
+#: A frame that waits for a worker, and the parts of it to restore: None is all of it.
+Item = tuple[Frame, "Sequence[Region] | None"]
 #: A picklable recipe for a `Work`; called once in every worker (loads weights there).
 Factory = Callable[[], Work]
+#: What the one worker of this process is called.
+WORKER = "local:0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +107,14 @@ class InProcessPool:
     The factory runs in the worker thread, so that contexts bound to a thread belong to the one that uses them. If it
     fails, every later `submit` and `collect` raises its exception. An exception from one frame, MemoryError included,
     becomes the `Gap` of that frame. The thread is a daemon: an abandoned frame never holds the interpreter.
+    Pools that take several frames at once derive from it (`take`, `restore`, `announce`).
     """
 
     def __init__(self, factory: Factory, capacity: int = 2) -> None:
         if capacity < 1:
             raise ValueError(f"capacity {capacity} is not at least 1")
         self._capacity = capacity
-        self._waiting: deque[tuple[Frame, Sequence[Region] | None]] = deque()
+        self._waiting: deque[Item] = deque()
         self._done: deque[Result | Gap] = deque()
         self._in_flight = 0
         self._closed = False
@@ -175,33 +180,47 @@ class InProcessPool:
         if self._failure is not None:
             raise self._failure
 
+    def take(self, work: Work) -> list[Item]:
+        """What is to be restored next, taken out of ``_waiting``, which holds at least one. Called under the lock."""
+        return [self._waiting.popleft()]
+
+    def restore(self, work: Work, items: Sequence[Item]) -> list[Result | Gap]:
+        """What became of those: one for each. Called on the worker thread."""
+        (item,) = items
+        return [restored(work, item)]
+
+    def announce(self) -> None:
+        """There is something to collect. Called on the worker thread, without the lock."""
+
     def _run(self, factory: Factory) -> None:
         try:
             work = factory()
-            while (item := self._next()) is not None:
-                self._deliver(self._restore(work, *item))
+            while items := self._next(work):
+                results = self.restore(work, items)
+                with self._changed:
+                    self._done.extend(results)
+                    self._changed.notify_all()
+                self.announce()
         except BaseException as error:
             logger.debug("the worker thread ended", exc_info=True)
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
+            self.announce()
 
-    def _next(self) -> tuple[Frame, Sequence[Region] | None] | None:
+    def _next(self, work: Work) -> list[Item]:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            return self._waiting.popleft() if self._waiting else None
+            return self.take(work) if self._waiting else []
 
-    def _deliver(self, item: Result | Gap) -> None:
-        with self._changed:
-            self._done.append(item)
-            self._changed.notify_all()
 
-    @staticmethod
-    def _restore(work: Work, frame: Frame, regions: Sequence[Region] | None) -> Result | Gap:
-        start = time.perf_counter()
-        try:
-            corrections = checked(work(frame) if regions is None else work(frame, regions))
-        except Exception as error:
-            logger.debug("frame %d failed", frame.index, exc_info=True)
-            return Gap(frame.index, one_line(error))
-        return Result(frame.index, corrections, "local:0", time.perf_counter() - start)
+def restored(work: Work, item: Item) -> Result | Gap:
+    """One frame through the work of this process; its exceptions, MemoryError included, become a `Gap`."""
+    frame, regions = item
+    start = time.perf_counter()
+    try:
+        corrections = checked(work(frame) if regions is None else work(frame, regions))
+    except Exception as error:
+        logger.debug("frame %d failed", frame.index, exc_info=True)
+        return Gap(frame.index, one_line(error))
+    return Result(frame.index, corrections, WORKER, time.perf_counter() - start)

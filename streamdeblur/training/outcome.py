@@ -15,6 +15,7 @@ class Progress:
     """A snapshot of a run. step: steps done; rate: of the last step; loss, parts, norm: means since the last snapshot.
 
     images_per_second over all processes; waiting: share of the time spent waiting for data.
+    seconds: since this run began, with ``resumed`` steps done before it.
     """
 
     step: int
@@ -26,6 +27,7 @@ class Progress:
     images_per_second: float
     waiting: float
     seconds: float
+    resumed: int
     best: float | None
 
 

@@ -256,7 +256,7 @@ class Trainer:
         asked: looked at after every step; the number of a signal where one came by another way, as from Ray's driver.
         """
         r, world = self.recipe, self.world
-        started = time.monotonic()
+        started, before = time.monotonic(), self.step
         scores: Scores | None = None
         stopped = ""
         make_folder(self.folder)
@@ -292,7 +292,7 @@ class Trainer:
                 if self.step % r.log_every == 0 or self.step == r.steps:
                     self._check(pending)
                     pending = None
-                    self._report(meter, started)
+                    self._report(meter, started, before)
                     meter = Meter()
                 # Several processes must agree; on GPUs that would wait for the step in hand every time.
                 ask = world.size == 1 or world.device.type == "cpu" or self.step % 10 == 0
@@ -344,7 +344,7 @@ class Trainer:
             "lower lr or set clip; the state before it is kept",
         )
 
-    def _report(self, meter: Meter, started: float) -> None:
+    def _report(self, meter: Meter, started: float, before: int) -> None:
         if self.world.main:
             means = meter.means()
             progress = Progress(
@@ -357,6 +357,7 @@ class Trainer:
                 images_per_second=meter.steps * self.recipe.data.batch * self.world.size / meter.seconds,
                 waiting=meter.waited / meter.seconds,
                 seconds=time.monotonic() - started,
+                resumed=before,
                 best=self.best,
             )
             for observer in self._observers:

@@ -25,6 +25,7 @@ PROGRESS = Progress(
     images_per_second=12.3456789,
     waiting=0.0,
     seconds=3.0,
+    resumed=0,
     best=None,
 )
 STRIP = Strip("set/a", np.zeros((4, 12, 3), np.uint8))

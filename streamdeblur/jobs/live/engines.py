@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,7 +21,17 @@ from streamdeblur.restore import Restorer, RestorerSpec
 from streamdeblur.restore.composer import plane_part
 from streamdeblur.restore.cover import Box
 from streamdeblur.restore.planner import Region
-from streamdeblur.runtime.pool import Corrections, Factory, Result, Work, checked, one_line
+from streamdeblur.runtime.pool import (
+    WORKER,
+    Corrections,
+    Factory,
+    InProcessPool,
+    Item,
+    Result,
+    Work,
+    checked,
+    restored,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +47,6 @@ class LiveFrame(Frame):
     """A frame on its way to a worker. Its ``index`` is a ticket of the pool; step: of the ladder."""
 
     step: int = 0
-
-
-#: A frame that waits for the pool, and the parts of it to restore: None is all of it.
-_Item = tuple[Frame, Sequence[Region] | None]
 
 
 @runtime_checkable
@@ -236,7 +240,7 @@ def _work(variant: registry.Variant) -> float:
     return gflop(variant.config) * variant.passes if variant.config is not None else 0.0
 
 
-class BatchingPool:
+class BatchingPool(InProcessPool):
     """The pool of one device in this process: one thread, frames of one size and step together (``runtime.Pool``).
 
     factory: as for ``InProcessPool``; a work with ``many`` gets up to ``batch`` frames at once, of whichever sources
@@ -247,104 +251,44 @@ class BatchingPool:
 
     def __init__(self, factory: Factory, batch: int, notify: Callable[[], None] = lambda: None) -> None:
         self._batch = batch
-        self._capacity = batch if batch == 1 else 2 * batch
         self._notify = notify
-        self._waiting: deque[_Item] = deque()
-        self._done: deque[Result | Gap] = deque()
-        self._in_flight = 0
-        self._closed = False
-        self._failure: BaseException | None = None
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, args=(factory,), name="restore", daemon=True)
-        self._thread.start()
+        super().__init__(factory, batch if batch == 1 else 2 * batch)
 
-    @property
-    def capacity(self) -> int:
-        return self._capacity
+    def take(self, work: Work) -> list[Item]:
+        """The oldest frame, and those behind it that can share its batch."""
+        first = self._waiting.popleft()
+        items = [first]
+        if isinstance(work, BatchWork):
+            for other in list(self._waiting):
+                if len(items) < self._batch and _alike(first, other):
+                    items.append(other)
+            for item in items[1:]:
+                _remove(self._waiting, item)
+        return items
 
-    @property
-    def in_flight(self) -> int:
-        return self._in_flight
+    def restore(self, work: Work, items: Sequence[Item]) -> list[Result | Gap]:
+        if len(items) == 1:
+            return [restored(work, items[0])]
+        assert isinstance(work, BatchWork)
+        start = time.perf_counter()
+        try:
+            found = [checked(c) for c in work.many([f for f, _ in items if isinstance(f, LiveFrame)])]
+        except Exception:
+            log.debug("a batch of %d frames failed", len(items), exc_info=True)
+            return [restored(work, item) for item in items]  # one of them is to blame: each by itself
+        seconds = (time.perf_counter() - start) / len(items)
+        return [Result(f.index, c, WORKER, seconds) for (f, _), c in zip(items, found, strict=True)]
 
-    def submit(self, frame: Frame, regions: Sequence[Region] | None = None) -> None:
-        with self._changed:
-            if self._failure is not None:
-                raise self._failure
-            if self._closed:
-                raise RuntimeError("the pool is closed")
-            if self._in_flight >= self._capacity:
-                raise RuntimeError(f"all {self._capacity} credits of the pool are in use")
-            self._waiting.append((frame, regions))
-            self._in_flight += 1
-            self._changed.notify_all()
-
-    def collect(self, timeout: float | None = None) -> list[Result | Gap]:
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._done or self._failure is not None or self._in_flight == 0 or self._closed, timeout
-            )
-            if self._closed:
-                return []
-            if not self._done and self._failure is not None:
-                raise self._failure
-            done = list(self._done)
-            self._done.clear()
-            self._in_flight -= len(done)
-            return done
+    def announce(self) -> None:
+        self._notify()
 
     def close(self, *, abort: bool = False) -> None:
         with self._changed:
-            self._waiting.clear()
-            self._closed = True
-            self._changed.notify_all()
-        if not abort:
-            self._thread.join()
-        with self._changed:
-            self._done.clear()
-            self._in_flight = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close(abort=kind is not None)
-
-    def _run(self, factory: Factory) -> None:
-        try:
-            work = factory()
-            while items := self._next(work):
-                results = _restore(work, items)
-                with self._changed:
-                    self._done.extend(results)
-                    self._changed.notify_all()
-                self._notify()
-        except BaseException as error:
-            log.debug("the worker thread ended", exc_info=True)
-            with self._changed:
-                self._failure = error
-                self._changed.notify_all()
-            self._notify()
-
-    def _next(self, work: Work) -> list[_Item]:
-        """The oldest frame, and those behind it that can share its batch."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if not self._waiting:
-                return []
-            first = self._waiting.popleft()
-            items = [first]
-            if isinstance(work, BatchWork):
-                for other in list(self._waiting):
-                    if len(items) < self._batch and _alike(first, other):
-                        items.append(other)
-                for item in items[1:]:
-                    _remove(self._waiting, item)
-            return items
+            self._waiting.clear()  # live: what waits is old by then
+        super().close(abort=abort)
 
 
-def _alike(a: _Item, b: _Item) -> bool:
+def _alike(a: Item, b: Item) -> bool:
     """Whole frames of one size and step."""
     (x, regions), (y, others) = a, b
     return (
@@ -356,29 +300,11 @@ def _alike(a: _Item, b: _Item) -> bool:
     )
 
 
-def _remove(items: deque[_Item], item: _Item) -> None:
+def _remove(items: deque[Item], item: Item) -> None:
     """By identity: frames are not compared."""
     kept = [i for i in items if i is not item]
     items.clear()
     items.extend(kept)
-
-
-def _restore(work: Work, items: list[_Item]) -> list[Result | Gap]:
-    start = time.perf_counter()
-    try:
-        if len(items) > 1:
-            assert isinstance(work, BatchWork)
-            found = work.many([f for f, _ in items if isinstance(f, LiveFrame)])
-        else:
-            frame, regions = items[0]
-            found = [work(frame) if regions is None else work(frame, regions)]
-        seconds = (time.perf_counter() - start) / len(items)
-        return [Result(f.index, checked(c), "local:0", seconds) for (f, _), c in zip(items, found, strict=True)]
-    except Exception as error:
-        log.debug("%d frames failed", len(items), exc_info=True)
-        if len(items) > 1:  # one of them is to blame: each by itself
-            return [r for item in items for r in _restore(work, [item])]
-        return [Gap(items[0][0].index, one_line(error))]
 
 
 def ticketed(frame: Frame, ticket: int, step: int) -> LiveFrame:

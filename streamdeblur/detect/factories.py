@@ -1,0 +1,106 @@
+"""Python factories named by one word: what stands for a detector or a restorer of the user's own.
+
+    package.module:factory    a function without arguments, of a module that is importable, or lies in this folder
+    FILE.py:factory           the same from a file, which may import what lies next to it
+
+They run code of their author's: name only what you trust.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from streamdeblur.errors import StreamdeblurError, UsageError
+
+_WORD = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|.+\.py):(?P<name>[A-Za-z_]\w*)")
+
+
+@dataclass(frozen=True, slots=True)
+class FactoryWord:
+    """Such a word, taken apart. module: dotted name, or path of a Python file. name: of the function."""
+
+    word: str
+    module: str
+    name: str
+
+    @property
+    def label(self) -> str:
+        """Short, for tables: the file without its folder and ending."""
+        return f"{Path(self.module).stem if self.module.endswith('.py') else self.module}:{self.name}"
+
+    def build(self, what: str) -> Callable[..., Any]:
+        """Import the module, call the factory, return what it made.
+
+        what: of which kind it shall be ("detector", "model"), for messages. Raises UsageError for a module, a function
+        or a result that is none, and for whatever is raised on the way; errors of ours pass as they are.
+        """
+        try:
+            factory = getattr(_imported(self.module), self.name, None)
+        except StreamdeblurError:
+            raise
+        except Exception as e:  # whatever the module does when it is imported
+            raise UsageError(
+                f"{what} {self.word} can't be imported: {type(e).__name__}: {e}", "see that it imports by itself"
+            ) from e
+        if not callable(factory):
+            raise UsageError(
+                f"{what} {self.word}: {self.module} has no function {self.name}", f"name a factory of a {what}"
+            )
+        try:
+            made = factory()
+        except StreamdeblurError:
+            raise
+        except Exception as e:
+            raise UsageError(
+                f"{what} {self.word} failed to build: {type(e).__name__}: {e}", "call its factory by hand"
+            ) from e
+        if not callable(made):
+            raise UsageError(
+                f"{what} {self.word} built a {type(made).__name__}, which can't be called", f"return a {what}"
+            )
+        return made  # type: ignore[no-any-return]
+
+
+def factory_word(word: str) -> FactoryWord | None:
+    """The word taken apart; None where it names no factory."""
+    found = _WORD.fullmatch(word)
+    return FactoryWord(word, found["module"], found["name"]) if found else None
+
+
+def _imported(module: str) -> ModuleType:
+    if not module.endswith(".py"):
+        with _OnPath(Path.cwd()):  # the console script does not search the current folder
+            return importlib.import_module(module)
+    path = Path(module)
+    if not path.is_file():
+        raise UsageError(f"no file {module}", "name a Python file with a factory, as mine/factory.py:build")
+    spec = importlib.util.spec_from_file_location(f"_streamdeblur_factory_{path.stem}", path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    with _OnPath(path.resolve().parent):
+        spec.loader.exec_module(loaded)
+    return loaded
+
+
+class _OnPath:
+    """While it lasts, modules of a folder can be imported."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
+
+    def __enter__(self) -> None:
+        sys.path.insert(0, self._folder)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._folder in sys.path:
+            sys.path.remove(self._folder)
