@@ -348,11 +348,17 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         line = f" at line {mark.line + 1}" if mark else ""
         problem = getattr(e, "problem", None) or "not YAML"
         raise ConfigError(f"configuration {os.fspath(path)} is not valid YAML{line}: {problem}") from e
+    except (ValueError, RecursionError) as e:  # a date that does not exist; nesting without end
+        problem = "it is nested too deeply" if isinstance(e, RecursionError) else str(e)
+        raise ConfigError(f"configuration {os.fspath(path)} is not valid YAML: {problem}") from e
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
         raise ConfigError(f"configuration {os.fspath(path)} must be a mapping of option names to values")
-    return {k.replace("-", "_"): _expand(v, path) for k, v in data.items()}
+    try:
+        return {k.replace("-", "_"): _expand(v, path) for k, v in data.items()}
+    except RecursionError as e:
+        raise ConfigError(f"configuration {os.fspath(path)} holds an alias of itself") from e
 
 
 def _expand(value: Any, path: str | os.PathLike[str]) -> Any:

@@ -55,7 +55,14 @@ class Reporter:
         self.step("restoring", s.frames, s.total, f"{s.fps:.1f} fps", note, s.seconds)
 
     def step(
-        self, what: str, done: int, total: int | None, rate: str = "", note: str = "", seconds: float = 0.0, resumed: int = 0
+        self,
+        what: str,
+        done: int,
+        total: int | None,
+        rate: str = "",
+        note: str = "",
+        seconds: float = 0.0,
+        resumed: int = 0,
     ) -> None:
         """Show ``done`` of ``total`` steps of ``what``.
 

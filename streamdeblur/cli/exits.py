@@ -65,7 +65,7 @@ def _say(e: BaseException, debug: bool) -> int:
     if isinstance(e, (Stopped, KeyboardInterrupt, click.Abort)):
         number = e.number if isinstance(e, Stopped) else int(signal.SIGINT)
         word = "terminated" if number == signal.SIGTERM else "interrupted"
-        return _line(f"{word}: nothing was left under the final name", 128 + number)
+        return _line(f"{word}: no unfinished file is left under its final name", 128 + number)
     if isinstance(e, StreamdeblurError):
         return _line(str(e), e.exit_code)
     if isinstance(e, click.ClickException):

@@ -33,7 +33,7 @@ from streamdeblur.runtime.ledger import FrameRecord, Ledger, TileCounts
 from streamdeblur.runtime.pool import Pool
 from streamdeblur.video.encoders import EncoderRequest
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
-from streamdeblur.video.writer import VideoWriter
+from streamdeblur.video.writer import VideoWriter, check_writable, muxer_for
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,8 @@ def process_video(
     target = Path(output) if output is not None else default_output(source)
     refuse_meaningless(chosen, "video from pictures" if os.path.isdir(source) else "video", source)
     check_target(source, target, chosen)
+    muxer_for(target)
+    check_writable(target)  # before the engine gets ready, which can take a minute
     return Job(os.fspath(source), target, chosen, progress).run()
 
 

@@ -22,7 +22,7 @@ from streamdeblur.jobs.export import export_network
 from streamdeblur.models import MIMOUNet, registry
 from streamdeblur.models.trial import TOLERANCES, fingerprint, picture, pictures
 from streamdeblur.restore import Restorer, Tiling
-from streamdeblur.restore.engines import build_engine, facts
+from streamdeblur.restore.engines import build_engine, cache, facts
 
 pytestmark = pytest.mark.integration
 
@@ -98,20 +98,34 @@ def test_many_shapes_are_served_with_few_kept(openvino_graph: Path) -> None:
 
 def test_the_graph_is_exported_once_and_auto_takes_it_when_it_is_there(openvino_graph: Path) -> None:
     before = {f: f.stat().st_mtime_ns for f in openvino_graph.iterdir()}
-    assert sorted(f.suffix for f in before) == [".bin", ".xml"]
+    assert sorted(f.suffix for f in before) == [".bin", ".seal", ".xml"]
     engine = build_engine(network(), device=CPU, precision="fp32")
     assert facts(engine).name == "openvino"
     assert {f: f.stat().st_mtime_ns for f in openvino_graph.iterdir()} == before
 
 
-def test_a_damaged_graph_is_made_anew(openvino_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ending", [".xml", ".bin"])
+def test_a_damaged_graph_is_made_anew(
+    openvino_graph: Path, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(openvino_graph, tmp_path / "openvino")
     monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path))
-    (graph,) = (tmp_path / "openvino").glob("*.xml")
-    graph.write_text("<net")
+    (file,) = (tmp_path / "openvino").glob(f"*{ending}")
+    damage(file)
+    assert not cache.intact(file.with_suffix(".xml"), file.with_suffix(".bin"))
     engine = build_engine(network(), engine="openvino", device=CPU, precision="fp32")
     assert facts(engine).name == "openvino"
-    assert graph.stat().st_size > 1000
+    x = picture(32, 40)
+    assert (engine.residual(x) - reference(x)).abs().max() < 1e-4
+    assert cache.intact(file.with_suffix(".xml"), file.with_suffix(".bin"))
+    assert not [r for r in caplog.records if r.name.startswith("streamdeblur") and r.levelname == "WARNING"]
+
+
+def damage(file: Path) -> None:
+    """Of the same size, and an engine would take it: only some of its bytes are others."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    file.write_bytes(data)
 
 
 def test_onnx_runtime_computes_the_correction(module_cache: Path) -> None:
@@ -122,7 +136,11 @@ def test_onnx_runtime_computes_the_correction(module_cache: Path) -> None:
         engine = build_engine(network(), engine="onnx", device=CPU)
         assert (facts(engine).name, facts(engine).precision) == ("onnx", "fp32")
         assert (engine.residual(x) - reference(x)).abs().max() < 1e-4
-    assert len(list((module_cache / "onnx").iterdir())) == 1
+    (file,) = (module_cache / "onnx").glob("*.onnx")
+    damage(file)
+    engine = build_engine(network(), engine="onnx", device=CPU)
+    assert facts(engine).name == "onnx"
+    assert (engine.residual(x) - reference(x)).abs().max() < 1e-4
 
 
 @pytest.mark.slow

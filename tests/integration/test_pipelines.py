@@ -141,5 +141,5 @@ def test_a_stopped_job_leaves_nothing_under_the_final_name(tmp_path: Path) -> No
     finally:
         process.kill()
     assert (process.returncode, stdout) == (143, ""), stderr
-    assert stderr.strip().splitlines()[-1] == "error: terminated: nothing was left under the final name"
+    assert stderr.strip().splitlines()[-1] == "error: terminated: no unfinished file is left under its final name"
     assert [p.name for p in tmp_path.iterdir()] == ["long.mp4"]

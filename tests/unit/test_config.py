@@ -76,6 +76,9 @@ def test_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("1: 2\n", "must be a mapping"),
         ("a: [1\n", "is not valid YAML at line"),
         ("a: !!python/object:os.system x\n", "is not valid YAML"),
+        ("start: 2024-13-45\n", "is not valid YAML: month"),
+        ("a: &x [*x]\n", "holds an alias of itself"),
+        ("a: " + "[" * 3000, "is nested too deeply"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=says):

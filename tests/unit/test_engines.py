@@ -53,6 +53,18 @@ def rms(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt())
 
 
+@pytest.mark.parametrize(
+    ("engine", "precision", "words"),
+    [("onnx", "auto", "engine onnx"), ("auto", "int8", "int8"), ("fused", "int8", "engine fused and int8")],
+)
+def test_what_a_model_without_weights_ignores_is_told(
+    engine: str, precision: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Restorer("identity", device="cpu", engine=engine, precision=precision)
+    (record,) = caplog.records
+    assert record.getMessage() == f"a model without weights runs in eager fp32: {words} has no effect"
+
+
 @needs_onednn
 @pytest.mark.parametrize(
     "config",
@@ -381,6 +393,21 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_seal_tells_damaged_files(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.xml", tmp_path / "a.bin"
+    a.write_bytes(b"graph")
+    b.write_bytes(bytes(3_000_000))
+    assert not cache.intact(a, b)
+    cache.seal(a, b)
+    assert cache.intact(a, b)
+    b.write_bytes(bytes(2_999_999) + b"1")
+    assert not cache.intact(a, b)
+    cache.seal(a, b)
+    assert cache.intact(a, b)
+    b.unlink()
+    assert not cache.intact(a, b)
 
 
 def test_the_processor_is_named_by_what_it_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

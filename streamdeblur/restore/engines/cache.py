@@ -82,6 +82,32 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         log.debug("%s can't be written: %s", path, e)
 
 
+def seal(*paths: Path) -> None:
+    """Record what is in files that belong together; ``intact`` tells whether it still is. Raises OSError."""
+    write_json(_seal_of(paths[0]), {p.name: _digest(p) for p in paths})
+
+
+def intact(*paths: Path) -> bool:
+    """Whether the files are those that ``seal`` saw last, byte for byte: a disk may have been full, a copy cut short."""
+    known = read_json(_seal_of(paths[0]))
+    try:
+        return known is not None and all(known.get(p.name) == _digest(p) for p in paths)
+    except OSError:
+        return False
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(path.name + ".seal")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, which takes its place when the block ends well. Raises OSError."""

@@ -63,6 +63,9 @@ def build_engine(
     place = device if device is not None else torch.device("cpu")
     inner = model.net if isinstance(model, SelfEnsemble) else model
     if next(inner.parameters(), None) is None:
+        if engine not in ("auto", "eager") or precision == "int8":
+            words = [w for w in (f"engine {engine}" * (engine != "auto"), "int8" * (precision == "int8")) if w]
+            log.warning("a model without weights runs in eager fp32: %s has no effect", " and ".join(words))
         return TorchEngine(model, place, _float_type(precision, place, model))
     print_ = fingerprint(inner)
     ways = _ways(inner, engine, place, precision, flop, print_)

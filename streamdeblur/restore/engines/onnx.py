@@ -60,12 +60,13 @@ class OnnxEngine:
     def _source(model: ResidualModel) -> str | bytes:
         digest = cache.key(fingerprint(model), torch.__version__)
         path = cache.cache_folder() / "onnx" / f"{digest}.onnx"
-        if path.is_file():
+        if cache.intact(path):
             return str(path)
         program = export_program(model, output="correction")
         try:
             with cache.replacing(path) as temporary:
                 to_onnx(program, temporary)
+            cache.seal(path)
             return str(path)
         except OSError as e:
             log.debug("the ONNX graph can't be kept: %s", e)

@@ -83,26 +83,36 @@ def calibrate(model: ResidualModel, calibration: Sequence[Tensor]) -> Any:
     """The int8 graph of a model, also put into the cache, where ``OpenVINOEngine`` of this model will find it."""
     print_ = fingerprint(model)
     graph = quantize(_graph(model, print_), calibration)
-    try:
-        save_graph(graph, graph_path(print_, int8=True))
-    except OSError as e:
-        log.debug("the int8 graph can't be kept: %s", e)
+    _keep(graph, graph_path(print_, int8=True))
     return graph
 
 
 def _graph(model: ResidualModel, print_: str) -> Any:
-    openvino = require("openvino", "openvino")
-    if is_ready(print_):
-        try:
-            return openvino.Core().read_model(graph_path(print_))
-        except RuntimeError as e:  # a damaged file
-            log.debug("%s can't be read: %s", graph_path(print_), e)
-    graph = to_openvino(export_program(model, output="correction"))
-    try:
-        save_graph(graph, graph_path(print_))
-    except OSError as e:
-        log.debug("the OpenVINO graph can't be kept: %s", e)
+    path = graph_path(print_)
+    graph = _kept(path)
+    if graph is None:
+        graph = to_openvino(export_program(model, output="correction"))
+        _keep(graph, path)
     return graph
+
+
+def _keep(graph: Any, path: Path) -> None:
+    try:
+        save_graph(graph, path)
+        cache.seal(path, path.with_suffix(".bin"))
+    except OSError as e:
+        log.debug("the graph %s can't be kept: %s", path, e)
+
+
+def _kept(path: Path) -> Any | None:
+    """The graph in the cache; None where there is none, or a damaged one, of which nobody would notice the weights."""
+    if not cache.intact(path, path.with_suffix(".bin")):
+        return None
+    try:
+        return require("openvino", "openvino").Core().read_model(path)
+    except RuntimeError as e:
+        log.debug("%s can't be read: %s", path, e)
+        return None
 
 
 class OpenVINOEngine:
@@ -144,8 +154,9 @@ class OpenVINOEngine:
 
     @staticmethod
     def _int8(model: ResidualModel, print_: str) -> Any:
-        if is_ready(print_, int8=True):
-            return require("openvino", "openvino").Core().read_model(graph_path(print_, int8=True))
+        kept = _kept(graph_path(print_, int8=True))
+        if kept is not None:
+            return kept
         log.warning(
             "int8 is calibrated on rendered pictures, which takes a minute; streamdeblur export --format openvino "
             "--int8 --calibrate PAIRS takes your own"
