@@ -17,6 +17,7 @@ from streamdeblur.config import ProcessOptions
 from streamdeblur.frames import Frame
 from streamdeblur.restore import Restorer, RestorerSpec, Tiling
 from streamdeblur.restore.engines import ENGINES, Engine, facts
+from streamdeblur.restore.memory import device_budget, own_memory
 from streamdeblur.restore.tuning import known_plan
 from streamdeblur.runtime.pool import InProcessPool, Pool
 
@@ -75,6 +76,11 @@ class Workforce:
                 # Bit-identical whatever the number of threads; fp32 sums in another order, so there every worker has
                 # as many as one process would, and the results are the same to the bit.
                 threads = max(1, threads // self.workers)
+        memory = None if options.memory_limit is None else options.memory_limit // self.workers
+        if size is None and memory is None and not on_gpu:
+            # Pictures of any size, planned where they are restored: each worker within its part of what is free now,
+            # so that all plan alike.
+            memory = device_budget(engine.device, self.workers) + own_memory(engine.device)
         weights = options.weights
         if weights is not None and not weights.startswith("random:"):
             weights = os.path.abspath(weights)
@@ -88,7 +94,7 @@ class Workforce:
                 threads,
                 # What was chosen here, not "auto": all workers compute alike, to the bit.
                 self.engine if self.engine in ENGINES else "auto",
-                memory=None if options.memory_limit is None else options.memory_limit // self.workers,
+                memory=memory,
             )
         )
         del restorer, engine

@@ -115,12 +115,13 @@ def quantize(model: Any, calibration: Sequence[Tensor]) -> Any:
     calibration: (1, 3, H, W) float32 pictures like those that will be restored; H and W multiples of 4. Their range of
     activations sets the scales; 30 to 300 of them do. Raises UsageError where NNCF is not installed.
     """
-    nncf = require("nncf", "int8")
     logger = logging.getLogger("nncf")
     level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+        # It greets on stdout when it is imported, and draws progress bars there.
+        with quiet_libraries(), contextlib.redirect_stdout(io.StringIO()):
+            nncf = require("nncf", "int8")
+            logger.setLevel(logging.ERROR)
             return nncf.quantize(
                 model,
                 nncf.Dataset([x.numpy() for x in calibration]),

@@ -23,6 +23,7 @@ from streamdeblur.models import MIMOUNet, registry
 from streamdeblur.models.trial import TOLERANCES, fingerprint, picture, pictures
 from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.restore.engines import build_engine, cache, facts
+from streamdeblur.restore.memory import own_memory
 
 pytestmark = pytest.mark.integration
 
@@ -299,4 +300,13 @@ def test_the_workforce_says_what_runs_and_hands_workers_the_same(monkeypatch: py
     assert workforce.prepare_seconds > 0
     assert handed["spec"].engine == workforce.engine == "fused"
     assert handed["spec"].precision == workforce.precision == "fp32"
+    assert handed["spec"].memory is None  # the plan for the one size is made already
+
+    monkeypatch.setattr("streamdeblur.restore.memory.free_memory", lambda: 8_000_000_000)
+    shares = []
+    for workers in (1, 2, 4):  # pictures of any size: each worker plans within its part
+        Workforce(options.model_copy(update={"workers": workers}), None)
+        shares.append(handed["spec"].memory - own_memory(CPU))
+    assert shares[0] == pytest.approx(2 * shares[1], rel=0.05) == pytest.approx(4 * shares[2], rel=0.05)
+    assert 1e9 < shares[0] < 8e9
     assert fingerprint(registry.build(MODEL, "random:9")) != fingerprint(network())
