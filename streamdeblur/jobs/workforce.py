@@ -58,11 +58,13 @@ class Workforce:
             if options.gpus_per_worker is not None:
                 log.warning("--gpus-per-worker has no effect without Ray: give --workers or --ray with it")
             self.workers = 1
+            callers = restorer.share()  # which hold the activations of a window each
             if size is not None:
-                self.tiling = restorer.plan(size[1], size[0])
+                self.tiling = restorer.plan(size[1], size[0], callers=callers)
                 restorer = Restorer(tiling=self.tiling, engine=engine)
+                restorer.share()
             work = restorer.correction
-            self.pool: Pool = InProcessPool(lambda: work, frames_in_flight(options, engine))
+            self.pool: Pool = InProcessPool(lambda: work, frames_in_flight(options, engine), callers)
             return
         from streamdeblur.runtime.ray_pool import RayPool
 
@@ -74,8 +76,10 @@ class Workforce:
             threads = torch.get_num_threads()
             if self.precision == "bf16":
                 # Bit-identical whatever the number of threads; fp32 sums in another order, so there every worker has
-                # as many as one process would, and the results are the same to the bit.
+                # as many as each caller in one process would, and the results are the same to the bit.
                 threads = max(1, threads // self.workers)
+            else:
+                threads = max(1, threads // restorer.share())
         memory = None if options.memory_limit is None else options.memory_limit // self.workers
         if size is None and memory is None and not on_gpu:
             # Pictures of any size, planned where they are restored: each worker within its part of what is free now,
@@ -146,12 +150,15 @@ def restorer_spec(options: ProcessOptions, pixels: int | None = None) -> Restore
 
 
 def frames_in_flight(options: ProcessOptions, engine: Engine) -> int:
-    """Frames that a worker in this process holds: as asked, else as tuned for such an engine, else the default."""
-    if "in_flight" not in options.model_fields_set and options.tiling == "auto":
-        plan = known_plan(engine)
-        if plan is not None and plan.in_flight is not None:
-            return plan.in_flight
-    return options.in_flight
+    """Frames that a worker in this process holds: as asked, else as tuned for such an engine, else the default, and one
+    more than are worked on at once.
+    """
+    if "in_flight" in options.model_fields_set:
+        return options.in_flight
+    plan = known_plan(engine) if options.tiling == "auto" else None
+    if plan is not None and plan.in_flight is not None:
+        return plan.in_flight
+    return max(options.in_flight, facts(engine).at_once + 1)
 
 
 def tiling_words(tiling: Tiling | None, asked: str) -> str:

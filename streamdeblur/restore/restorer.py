@@ -21,7 +21,7 @@ from streamdeblur.models.analysis import flop_per_pixel
 from streamdeblur.restore.blend import Canvas, pad_frame
 from streamdeblur.restore.composer import plane_part
 from streamdeblur.restore.cover import Box
-from streamdeblur.restore.engines import Engine, build_engine, facts, resolve_device
+from streamdeblur.restore.engines import Engine, build_engine, facts, resolve_device, share
 from streamdeblur.restore.memory import FAST_TILE, Tiling, choose_tiling, device_budget, job_bytes, own_memory, shrink
 from streamdeblur.restore.planner import Region
 from streamdeblur.restore.tiles import MODES, TilePlan
@@ -46,7 +46,7 @@ class Restorer:
     Tiles and batches are sized for it. All workers alike share it (``plan``).
 
     Raises UsageError for unknown words, WeightsError for anything about weights, DeviceError where device or memory are
-    not there. Calls from several threads are safe; on one device they gain nothing.
+    not there. Calls from several threads are safe; what they gain, ``share`` tells.
 
     Results depend on the tiling, the device and the precision, not on how many workers there are or which of them ran.
     On the CPU in fp32 they depend on PyTorch's number of threads as well: for some sizes oneDNN then sums in another
@@ -83,10 +83,23 @@ class Restorer:
         self._chosen: dict[tuple[int, int], Tiling] = {}
         self._lock = threading.Lock()
         self._said = False
+        self._each: int | None = None  # PyTorch's threads for each of several callers
+        self._caller = threading.local()
 
     @property
     def engine(self) -> Engine:
         return self._engine
+
+    def share(self) -> int:
+        """Tell that several threads will call at once; how many calls at a time are faster than one after the other.
+
+        To be called before the first frame; each of those threads then gets its share of the CPU threads. Results stay
+        the same in bf16 and int8; in fp32 they are those of a restorer with that many threads.
+        """
+        callers = share(self._engine)
+        if callers > 1:
+            self._each = max(1, torch.get_num_threads() // callers)
+        return callers
 
     def __call__(self, x: Tensor) -> Tensor:
         """The restored images: float32, the shape and device of ``x``, unclamped.
@@ -99,6 +112,7 @@ class Restorer:
             raise ValueError(f"expected images of (N, 3, H, W), got {shape}")
         if not x.is_floating_point():
             raise ValueError(f"expected float RGB in [0, 1], got {x.dtype}: divide by its largest value first")
+        self._enter()
         with torch.no_grad():  # not inference_mode: the result is the caller's, who may train with it
             image = x.to(self._engine.device, torch.float32)
             return (image + self._correction(image)).to(x.device)
@@ -110,6 +124,7 @@ class Restorer:
         Fields of an interlaced frame are pictures of different moments: each is restored by itself.
         Raises DeviceError where the precision overflowed, WeightsError where the weights make no numbers.
         """
+        self._enter()
         color = frame.spec.color
         planes = frame.planes[: color.color_planes]
         if regions is not None:
@@ -125,6 +140,11 @@ class Restorer:
                     target[...] = part[: target.shape[0]]
         return result
 
+    def _enter(self) -> None:
+        if self._each is not None and not hasattr(self._caller, "known"):
+            torch.set_num_threads(self._each)  # of this thread: those of several callers would only wait for each other
+            self._caller.known = True
+
     def _region(self, planes: tuple[Array, ...], color: ColorSpec, region: Region) -> list[Array]:
         if region.parity is not None:
             planes = _complete(tuple(p[region.parity :: 2] for p in planes), color)
@@ -134,11 +154,12 @@ class Restorer:
         parts = self._picture(window, color)
         return [np.ascontiguousarray(c[plane_part(inside, color, n, c.shape)]) for n, c in enumerate(parts)]
 
-    def plan(self, height: int, width: int, *, workers: int = 1) -> Tiling:
+    def plan(self, height: int, width: int, *, workers: int = 1, callers: int = 1) -> Tiling:
         """The tiling of frames (or fields) of this size with what memory is free now, and within ``memory``.
 
         "auto" follows what was measured for such an engine on this machine, if anything was (``tuning``).
-        workers: how many restorers alike share the device's memory. Raises DeviceError where there is too little.
+        workers: how many restorers alike share the device's memory. callers: how many threads call this one at once,
+        with a frame each. Raises DeviceError where there is too little.
         """
         if isinstance(self._tiling, Tiling):
             return self._tiling
@@ -152,7 +173,7 @@ class Restorer:
             mode=self._tiling,
             radius=self._engine.receptive_radius,
             bytes_per_pixel=self._engine.bytes_per_pixel,
-            budget=device_budget(device, workers, self._memory, taken),
+            budget=device_budget(device, workers, self._memory, taken) // callers,
             accelerator=device.type != "cpu",
             tile=wished,
             batch_pixels=None if tuned is None else tuned.batch_pixels,

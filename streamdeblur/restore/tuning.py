@@ -15,6 +15,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,6 +90,7 @@ def identity(engine: Engine) -> dict[str, Any]:
         "device": str(engine.device.type),
         "machine": cache.machine(engine.device),
         "threads": torch.get_num_threads() if engine.device.type == "cpu" else None,
+        "at_once": known.at_once,
         "streamdeblur": __version__,
         "library": _version(_LIBRARIES.get(known.name)),
     }
@@ -164,7 +166,7 @@ def trials(engine: Engine, size: tuple[int, int], budget: int) -> list[Trial]:
     on_cpu = engine.device.type == "cpu"
     found: dict[tuple[tuple[int, int], int], Trial] = {}
     sides = [s for s in (CPU_TILES if on_cpu else ACCELERATOR_TILES) if s < max(size)] + [round_up(max(size))]
-    room = budget - frame_bytes(width, height)
+    room = budget // facts(engine).at_once - frame_bytes(width, height)
     for side in sides:
         tiling = Tiling("whole" if side >= max(size) else "fast", side, min(FAST_OVERLAP, side // 4 // GRID * GRID))
         plan = tiling.plan(height, width, engine.receptive_radius)
@@ -198,7 +200,8 @@ def measure(
     """The best of ``trials`` and all of them, with their times. Nothing is kept.
 
     seconds: about how long to measure; what an engine does on the first call of a shape is not counted. Each trial is
-    one call of the network with one batch of windows, in turns with the others, priced for a whole frame.
+    one call of the network with one batch of windows (side by side, as many as gain by it), in turns with the others,
+    priced for a whole frame.
     """
     found = trials(engine, size, budget)
     inputs: dict[int, torch.Tensor] = {}
@@ -250,11 +253,16 @@ def measure(
 def _call(engine: Engine, batch: torch.Tensor, clock: Callable[[], float]) -> float:
     if engine.device.type == "cuda":
         torch.cuda.synchronize(engine.device)
+    at_once = facts(engine).at_once
     begun = clock()
-    engine.residual(batch)
+    if at_once == 1:
+        engine.residual(batch)
+    else:
+        with ThreadPoolExecutor(at_once) as threads:
+            list(threads.map(engine.residual, [batch] * at_once))
     if engine.device.type == "cuda":
         torch.cuda.synchronize(engine.device)
-    return clock() - begun
+    return (clock() - begun) / at_once
 
 
 def _book(trial: Trial, seconds: float) -> None:

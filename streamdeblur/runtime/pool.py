@@ -102,17 +102,18 @@ def checked(corrections: Any) -> Corrections:
 
 
 class InProcessPool:
-    """One worker thread in this process: for one device. Starts in milliseconds.
+    """One worker in this process: for one device. Starts in milliseconds.
 
-    The factory runs in the worker thread, so that contexts bound to a thread belong to the one that uses them. If it
-    fails, every later `submit` and `collect` raises its exception. An exception from one frame, MemoryError included,
-    becomes the `Gap` of that frame. The thread is a daemon: an abandoned frame never holds the interpreter.
-    Pools that take several frames at once derive from it (`take`, `restore`, `announce`).
+    threads: that call the work at once, where it gains by that. The factory runs in the first of them, so that contexts
+    bound to a thread belong to the one that uses them. If it fails, every later `submit` and `collect` raises its
+    exception. An exception from one frame, MemoryError included, becomes the `Gap` of that frame. The threads are
+    daemons: an abandoned frame never holds the interpreter.
+    Pools that take several frames at once derive from it (`begin`, `take`, `restore`, `announce`).
     """
 
-    def __init__(self, factory: Factory, capacity: int = 2) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity {capacity} is not at least 1")
+    def __init__(self, factory: Factory, capacity: int = 2, threads: int = 1) -> None:
+        if capacity < 1 or threads < 1:
+            raise ValueError(f"capacity {capacity} or threads {threads} is not at least 1")
         self._capacity = capacity
         self._waiting: deque[Item] = deque()
         self._done: deque[Result | Gap] = deque()
@@ -120,8 +121,9 @@ class InProcessPool:
         self._closed = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, args=(factory,), name="restore", daemon=True)
-        self._thread.start()
+        self._callers = threads
+        self._threads: list[threading.Thread] = []
+        self._start(self._first, factory)
 
     @property
     def capacity(self) -> int:
@@ -163,7 +165,8 @@ class InProcessPool:
             self._closed = True
             self._changed.notify_all()
         if not abort:
-            self._thread.join()
+            for thread in self._threads:  # the first starts the others, and is the last to know of them
+                thread.join()
         with self._changed:
             self._done.clear()
             self._in_flight = 0
@@ -180,21 +183,41 @@ class InProcessPool:
         if self._failure is not None:
             raise self._failure
 
+    def begin(self, work: Work) -> int:
+        """How many threads are to call the work at once. Called under the lock, before the first frame."""
+        return self._callers
+
     def take(self, work: Work) -> list[Item]:
         """What is to be restored next, taken out of ``_waiting``, which holds at least one. Called under the lock."""
         return [self._waiting.popleft()]
 
     def restore(self, work: Work, items: Sequence[Item]) -> list[Result | Gap]:
-        """What became of those: one for each. Called on the worker thread."""
+        """What became of those: one for each. Called on a worker thread."""
         (item,) = items
         return [restored(work, item)]
 
     def announce(self) -> None:
-        """There is something to collect. Called on the worker thread, without the lock."""
+        """There is something to collect. Called on a worker thread, without the lock."""
 
-    def _run(self, factory: Factory) -> None:
+    def _start(self, run: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=run, args=arguments, name="restore", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _first(self, factory: Factory) -> None:
         try:
             work = factory()
+            with self._changed:
+                if not self._closed:
+                    for _ in range(self.begin(work) - 1):
+                        self._start(self._run, work)
+        except BaseException as error:
+            self._fail(error)
+            return
+        self._run(work)
+
+    def _run(self, work: Work) -> None:
+        try:
             while items := self._next(work):
                 results = self.restore(work, items)
                 with self._changed:
@@ -202,11 +225,14 @@ class InProcessPool:
                     self._changed.notify_all()
                 self.announce()
         except BaseException as error:
-            logger.debug("the worker thread ended", exc_info=True)
-            with self._changed:
-                self._failure = error
-                self._changed.notify_all()
-            self.announce()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        logger.debug("a worker thread ended", exc_info=error)
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+        self.announce()
 
     def _next(self, work: Work) -> list[Item]:
         with self._changed:

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +16,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from streamdeblur.config import ProcessOptions
+from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import OutputError, UsageError
 from streamdeblur.evaluation.restorers import load_candidates
+from streamdeblur.frames import ColorSpec, Frame, FrameSpec
 from streamdeblur.jobs import export as export_job
 from streamdeblur.jobs.export import export_network
+from streamdeblur.jobs.workforce import Workforce
 from streamdeblur.models import MIMOUNet, registry
 from streamdeblur.models.trial import TOLERANCES, fingerprint, picture, pictures
 from streamdeblur.restore import Restorer, Tiling
-from streamdeblur.restore.engines import build_engine, cache, facts
+from streamdeblur.restore.engines import build_engine, cache, facts, share
 from streamdeblur.restore.memory import own_memory
+from streamdeblur.runtime import Result
 
 pytestmark = pytest.mark.integration
 
@@ -88,6 +93,48 @@ def test_openvino_computes_the_correction_and_changes_no_bit_with_threads(openvi
         assert torch.equal(results[0], results[1])
     else:
         assert (results[0] - results[1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_openvino_side_by_side_computes_the_same(openvino_graph: Path, precision: str) -> None:
+    alone = build_engine(network(), engine="openvino", device=CPU, precision=precision)  # with one thread
+    torch.set_num_threads(2)
+    try:
+        engine = build_engine(network(), engine="openvino", device=CPU, precision=precision)
+        assert facts(engine).at_once == 1
+        assert share(engine) == 2 == facts(engine).at_once
+        inputs = [picture(side, 40 + 8 * (side % 3)) for side in (32, 48, 64) * 4]
+        with ThreadPoolExecutor(4) as threads:
+            results = list(threads.map(engine.residual, inputs))
+    finally:
+        torch.set_num_threads(1)
+    for x, found in zip(inputs, results, strict=True):
+        assert torch.equal(found, alone.residual(x))
+
+
+def test_a_job_of_its_own_works_on_frames_side_by_side(openvino_graph: Path) -> None:
+    torch.set_num_threads(2)
+    try:
+        given = {"model": MODEL, "weights": WEIGHTS, "device": "cpu", "precision": "bf16", "engine": "openvino"}
+        workforce = Workforce(parse(ProcessOptions, given), (96, 64), 10)
+        found = {}
+        with workforce.pool as pool:
+            assert pool.capacity == 3
+            for index in range(3):
+                pool.submit(gray(index))
+            while len(found) < 3:
+                found |= {r.index: r for r in pool.collect(20)}
+    finally:
+        torch.set_num_threads(1)
+    alone = Restorer(MODEL, weights=WEIGHTS, device="cpu", precision="bf16", engine="openvino", tiling=workforce.tiling)
+    for index, result in found.items():
+        assert isinstance(result, Result)
+        assert np.array_equal(result.corrections[0], alone.correction(gray(index))[0])
+
+
+def gray(index: int) -> Frame:
+    plane = np.random.default_rng(index).integers(0, 256, (64, 96), np.uint8)
+    return Frame(index, index, Fraction(1, 25), (plane,), FrameSpec(96, 64, ColorSpec("gray", full_range=True)))
 
 
 def test_many_shapes_are_served_with_few_kept(openvino_graph: Path) -> None:
@@ -286,7 +333,6 @@ def test_another_process_gets_the_same_bits(openvino_graph: Path, engine: str, p
 
 def test_the_workforce_says_what_runs_and_hands_workers_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     import streamdeblur.runtime.ray_pool as ray_pool
-    from streamdeblur.jobs.workforce import Workforce
 
     handed = {}
 

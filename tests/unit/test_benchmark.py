@@ -354,7 +354,7 @@ def test_the_plot_on_pairs_shows_models_by_their_scores(measured: NetworkResult)
 
 def test_json_of_a_report_has_no_infinity() -> None:
     row = NetworkRow(
-        "m", "w", (4, 4), "eager", "eager", "fp32", "whole", 1, 1, 1.0, 0.1, Timing(1, 1, 1, 1), psnr_fp32=math.inf
+        "m", "w", (4, 4), "eager", "eager", "fp32", "whole", 1, 1, 1, 1.0, 0.1, Timing(1, 1, 1, 1), psnr_fp32=math.inf
     )
     report = _report(NetworkResult([row]))
     report.values["network"] = NetworkResult([row]).as_dict()

@@ -55,6 +55,46 @@ def test_results_in_order_with_credits() -> None:
                 assert item.corrections[0].tolist() == [[-index] * 6] * 4
 
 
+def test_several_threads_call_the_work_at_once() -> None:
+    together = threading.Barrier(3)
+    built = []
+
+    def factory() -> Callable[[Frame], Corrections]:
+        built.append(threading.get_ident())
+        return meet
+
+    def meet(frame: Frame) -> Corrections:
+        together.wait(20)  # passes only when three are in here
+        return negate(frame)
+
+    with InProcessPool(factory, capacity=6, threads=3) as pool:
+        for index in range(6):
+            pool.submit(frame(index))
+        items = collect(pool, 6)
+    assert len(built) == 1
+    assert sorted(item.index for item in items) == [0, 1, 2, 3, 4, 5]
+    assert all(isinstance(item, Result) and item.corrections[0][0, 0] == -item.index for item in items)
+
+
+def test_close_waits_for_every_thread() -> None:
+    begun, may = threading.Semaphore(0), threading.Event()
+    ended = []
+
+    def work(frame: Frame) -> Corrections:
+        begun.release()
+        may.wait(20)
+        ended.append(frame.index)
+        return negate(frame)
+
+    pool = InProcessPool(lambda: work, capacity=2, threads=2)
+    for index in range(2):
+        pool.submit(frame(index))
+        assert begun.acquire(timeout=20)
+    threading.Timer(0.1, may.set).start()
+    pool.close()
+    assert sorted(ended) == [0, 1]
+
+
 def test_work_done_but_not_collected_holds_its_credit() -> None:
     done = threading.Event()
 

@@ -264,6 +264,15 @@ def test_the_driver_plans_once_within_the_limit(monkeypatch: pytest.MonkeyPatch)
         Workforce(parse(ProcessOptions, {**given, "memory": "500MB"}), (1280, 720))
 
 
+def test_callers_share_the_memory_and_what_is_taken_anyhow_once() -> None:
+    engine: Any = Engine()
+    own = memory.own_memory(CPU) + job_bytes(3840, 2160)
+    limit = own + 2 * (frame_bytes(3840, 2160) + int(120_000 * NEED * OVERHEAD))
+    one, two = (Restorer(engine=engine, tiling="fast", memory=limit).plan(2160, 3840, callers=n) for n in (1, 2))
+    areas = [t.plan(2160, 3840, engine.receptive_radius).area * t.batch for t in (one, two)]
+    assert areas[0] > areas[1] > 40_000
+
+
 def test_frames_in_flight_are_tuned_unless_they_are_given() -> None:
     engine: Any = Engine()
     plain = parse(ProcessOptions, {})
@@ -278,11 +287,12 @@ def test_frames_in_flight_are_tuned_unless_they_are_given() -> None:
 
 def test_no_more_frames_in_flight_than_pay() -> None:
     assert best_in_flight({}) == 2
+    assert best_in_flight({}, at_once=4) == 5
     assert best_in_flight({1: 10, 2: 15, 3: 15.1, 4: 15.2}) == 2
     assert best_in_flight({1: 10, 2: 10.1, 3: 10, 4: 9}) == 1
     assert best_in_flight({1: 1, 2: 2, 3: 3, 4: 4}) == 4
     rates = in_flight_rates(Restorer("identity", device="cpu"), (16, 16), 0.01)
-    assert list(rates) == [1, 2, 3, 4]
+    assert list(rates) == [1, 2, 3, 4, 6]
     assert min(rates.values()) > 0
 
 
@@ -294,7 +304,7 @@ def test_tuning_keeps_a_plan_that_jobs_follow() -> None:
     result = tune(parse(TuneOptions, given))
     assert result.plan is not None
     assert result.plan.size == (72, 48)
-    assert result.plan.in_flight in (1, 2, 3, 4)
+    assert result.plan.in_flight in (1, 2, 3, 4, 6)
     restorer = Restorer("mimo-unet-small", weights="random:5", device="cpu", precision="fp32", engine="eager")
     assert known_plan(restorer.engine) == result.plan  # other weights, the same network
     assert json.loads(json.dumps(result.as_dict()))["plan"]["tile"] == result.plan.tile

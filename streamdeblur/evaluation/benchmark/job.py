@@ -21,11 +21,11 @@ from streamdeblur.evaluation.benchmark.clip import with_clip
 from streamdeblur.evaluation.benchmark.network import in_child
 from streamdeblur.evaluation.benchmark.results import megabytes, number, table
 from streamdeblur.evaluation.benchmark.timing import Ratio, Timing, alternate, faster, plain, seconds, spread
-from streamdeblur.evaluation.benchmark.ways import Builder, Model, tiling_words
+from streamdeblur.evaluation.benchmark.ways import Builder, Model, callers, tiling_words
 from streamdeblur.frames import Frame
 from streamdeblur.jobs.process import ProcessSummary, process_video
 from streamdeblur.restore import Restorer
-from streamdeblur.restore.engines import facts
+from streamdeblur.restore.engines import facts, share
 from streamdeblur.video.reader import VideoReader
 
 #: RGB pictures held for the network alone: enough that caches don't help, few enough for 4K.
@@ -100,15 +100,17 @@ def job(
         planes, count = _held(path)
         height, width = planes[0].spec.height, planes[0].spec.width
         engine, _ = Builder(model, str(device)).engine(chosen.engine, chosen.precision)
-        plan = Restorer(engine=engine, tiling=chosen.tiling, memory=chosen.memory_limit).plan(height, width)
+        at_once = share(engine)
+        planner = Restorer(engine=engine, tiling=chosen.tiling, memory=chosen.memory_limit)
+        plan = planner.plan(height, width, callers=at_once)
         restorer = Restorer(engine=engine, tiling=plan)
+        restorer.share()
         pictures = [planes_to_rgb(f.planes[: f.spec.color.color_planes], f.spec.color, device) for f in planes]
         summaries: list[ProcessSummary] = []
         out = Path(name) / "out.mp4"
 
         def alone() -> None:
-            for picture in itertools.islice(itertools.cycle(pictures), count):
-                restorer(picture)
+            list(callers(at_once).map(restorer, itertools.islice(itertools.cycle(pictures), count)))
 
         def whole() -> None:
             summaries.append(process_video(path, out, options=chosen))

@@ -21,7 +21,7 @@ from streamdeblur.evaluation.benchmark import reference
 from streamdeblur.evaluation.benchmark.ceiling import Product, product
 from streamdeblur.evaluation.benchmark.energy import Meter, find_meter
 from streamdeblur.evaluation.benchmark.pictures import picture, psnr_between
-from streamdeblur.evaluation.benchmark.timing import Ratio, Timing, alternate, faster, plain, timed
+from streamdeblur.evaluation.benchmark.timing import Ratio, Timing, alternate, faster, per, plain, timed
 from streamdeblur.evaluation.benchmark.ways import Builder, Built, Model, Way, tiling_words
 from streamdeblur.restore.memory import free_memory
 
@@ -37,11 +37,12 @@ PATIENCE = 120.0
 class NetworkRow:
     """One way on frames of one size. What could not be measured is None; ``failed`` says why nothing could.
 
-    engine, precision: what the words became. windows: of a frame; computed: pixels computed for each one of the frame.
-    build_s: reading and converting weights; ``time.first`` is the call before the measured ones. tflops: operations of
-    the whole frame as the paper counts them, by the median, in 1e12 a second; ceiling_tflops: those of a matrix product
-    in that precision, timed in turns with the ways. psnr_fp32: of the result against the reference's in fp32 (on
-    CUDA its own rounds factors to TF32). peak_bytes: largest memory of a process that does this and nothing else;
+    engine, precision: what the words became. at_once: frames restored side by side; times are for one of them.
+    windows: of a frame; computed: pixels computed for each one of the frame. build_s: reading and converting weights;
+    ``time.first`` is the call before the measured ones. tflops: operations of the whole frame as the paper counts them,
+    by the median, in 1e12 a second; ceiling_tflops: those of a matrix product in that precision, timed in turns with
+    the ways. psnr_fp32: of the result against the reference's in fp32 (on CUDA its own rounds factors to TF32).
+    peak_bytes: largest memory of a process that does this and nothing else;
     above_bytes: of that, what came after the engine was built.
     """
 
@@ -53,6 +54,7 @@ class NetworkRow:
     precision: str
     tiling: str
     batch: int
+    at_once: int
     windows: int
     computed: float
     build_s: float | None
@@ -173,6 +175,7 @@ def _one_size(
             calls[f"ceiling {name}"] = found.call
     tell(f"{len(running)} ways in turns")
     times = alternate(calls, device, rounds, budget, limit=PATIENCE, meter=meter, first=first)
+    times |= {n: per(times[n], c.built.at_once) for n, c in running.items() if c.built}
     truth = next((c.result for c in candidates if c.way.engine == reference.NAME), None)
     if truth is not None and device.type == "cuda":
         truth = builder.reference(device).exact(image)
@@ -189,6 +192,7 @@ def _one_size(
             precision=c.built.precision if c.built else c.way.precision,
             tiling=_tiling_words(c),
             batch=c.built.tiling.batch if c.built and c.built.tiling else c.way.batch or 1,
+            at_once=c.built.at_once if c.built else 1,
             windows=c.built.windows if c.built else 0,
             computed=c.built.computed if c.built else math.nan,
             build_s=c.built.build_s if c.built else None,
@@ -228,8 +232,8 @@ def _arithmetic(built: Built, device: torch.device) -> str:
     return "tf32" if built.engine == reference.NAME and device.type == "cuda" else built.precision
 
 
-def _call(built: Built, image: Tensor) -> Callable[[], Tensor]:
-    return lambda: built.run(image)
+def _call(built: Built, image: Tensor) -> Callable[[], None]:
+    return lambda: built.together(image)
 
 
 def _first_call(

@@ -38,7 +38,11 @@ def number(value: float | None, words: str = "{:.3g}") -> str:
 
 def network_cells(r: NetworkRow) -> list[str]:
     """A row of the network's table, without model and size."""
-    how = f"{r.precision}, {r.tiling}" + (f" x{r.batch}" if r.batch > 1 else "")
+    how = (
+        f"{r.precision}, {r.tiling}"
+        + (f" x{r.batch}" if r.batch > 1 else "")
+        + (f", {r.at_once} at once" if r.at_once > 1 else "")
+    )
     if r.time is None:
         return [r.engine, how, f"not measured: {r.failed}"]
     return [

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,21 @@ class Timing:
 def seconds(value: float) -> str:
     """A duration with three significant digits."""
     return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def per(t: Timing, count: int) -> Timing:
+    """Of calls that did ``count`` things each, the time of one; ``first`` stays that of a single thing."""
+    if count == 1:
+        return t
+    return replace(
+        t,
+        median=t.median / count,
+        low=t.low / count,
+        high=t.high / count,
+        joules=None if t.joules is None else t.joules / count,
+        cpu=None if t.cpu is None else t.cpu / count,
+        each=tuple(x / count for x in t.each),
+    )
 
 
 @dataclass(frozen=True, slots=True)

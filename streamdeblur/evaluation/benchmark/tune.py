@@ -26,11 +26,10 @@ from streamdeblur.restore.tuning import Plan, Trial, forget_plan, keep_plan, mea
 from streamdeblur.runtime.pool import InProcessPool
 
 #: Frames in flight that are tried, and how much faster more must be.
-_IN_FLIGHT = (1, 2, 3, 4)
+_IN_FLIGHT = (1, 2, 3, 4, 6)
 _WORTH = 1.02
 #: A frame that takes so long hides any hand-over.
 _SLOW = 0.5
-_DEFAULT_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,7 @@ def tune(options: TuneOptions, *, tell: Callable[[str], None] = lambda _: None) 
         pixels=10**13,
     )
     engine = restorer.engine
+    restorer.share()  # as jobs do in one process
     known = facts(engine)
     name = options.model or "default"
     if options.forget:
@@ -90,8 +90,9 @@ def tune(options: TuneOptions, *, tell: Callable[[str], None] = lambda _: None) 
     if plan.seconds < _SLOW:
         tell("frames in flight")
         followed = Restorer(engine=engine, tiling=_tiling(plan, found))
+        followed.share()
         rates = in_flight_rates(followed, (width, height), options.seconds / 4)
-    plan = replace(plan, in_flight=best_in_flight(rates))
+    plan = replace(plan, in_flight=best_in_flight(rates, known.at_once))
     path = keep_plan(engine, plan)
     return TuneResult(name, known.name, known.precision, str(engine.device), plan, path, found, rates, warning)
 
@@ -100,10 +101,12 @@ def _tiling(plan: Plan, found: list[Trial]) -> Any:
     return next(t.tiling for t in found if t.tiling.tile == plan.tile and t.area * t.tiling.batch == plan.batch_pixels)
 
 
-def best_in_flight(rates: dict[int, float]) -> int:
-    """The fewest frames in flight that no larger number beats by more than 2 %; two where nothing was measured."""
+def best_in_flight(rates: dict[int, float], at_once: int = 1) -> int:
+    """The fewest frames in flight that no larger number beats by more than 2 %; where nothing was measured, one more
+    than the engine works on ``at_once``.
+    """
     if not rates:
-        return _DEFAULT_IN_FLIGHT
+        return at_once + 1
     best = max(rates.values())
     return min(n for n, rate in rates.items() if rate * _WORTH >= best)
 
@@ -124,7 +127,8 @@ def in_flight_rates(restorer: Restorer, size: tuple[int, int], budget: float) ->
 
 def _rate(restorer: Restorer, frame: Frame, capacity: int, count: int) -> float:
     given = done = 0
-    with InProcessPool(lambda: restorer.correction, capacity) as pool:
+    at_once = facts(restorer.engine).at_once
+    with InProcessPool(lambda: restorer.correction, capacity, min(capacity, at_once)) as pool:
         begun = time.perf_counter()
         while done < count:
             while given < count and pool.in_flight < pool.capacity:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -138,6 +140,20 @@ class Built:
     windows: int
     computed: float
     build_s: float
+    at_once: int = 1
+
+    def together(self, image: Tensor) -> None:
+        """As many frames as are restored side by side, on threads that stay: all alike."""
+        if self.at_once == 1:
+            self.run(image)
+        else:
+            list(callers(self.at_once).map(self.run, [image] * self.at_once))
+
+
+@cache
+def callers(count: int) -> ThreadPoolExecutor:
+    """Threads that call a restorer at once."""
+    return ThreadPoolExecutor(count)
 
 
 class Builder:
@@ -180,12 +196,14 @@ class Builder:
         known = facts(engine)
         if way.engine not in ("auto", known.name):
             raise DeviceError(f"engine {way.engine} is not to be had here", f"{known.name} ran in its place")
-        tiling = Restorer(engine=engine, tiling=parse_tiling(way.tiling), memory=self._memory).plan(height, width)
+        planner = Restorer(engine=engine, tiling=parse_tiling(way.tiling), memory=self._memory)
+        tiling = planner.plan(height, width, callers=planner.share())
         if way.batch is not None:
             tiling = replace(tiling, batch=way.batch)
         plan = tiling.plan(height, width, engine.receptive_radius)
+        restorer = Restorer(engine=engine, tiling=tiling)
         return Built(
-            Restorer(engine=engine, tiling=tiling),
+            restorer,
             engine.device,
             known.name,
             known.precision,
@@ -193,4 +211,5 @@ class Builder:
             plan.count,
             plan.count * plan.area / (width * height),
             taken,
+            restorer.share(),
         )

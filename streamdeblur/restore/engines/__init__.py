@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamdeblur.restore.engines.choose import build_engine
 from streamdeblur.restore.engines.devices import cpu_has_bf16, resolve_device, resolve_precision
 from streamdeblur.restore.engines.eager import TorchEngine
-from streamdeblur.restore.engines.protocol import ENGINES, Engine, EngineFacts, facts
+from streamdeblur.restore.engines.protocol import ENGINES, Engine, EngineFacts, facts, share
 
 __all__ = [
     "ENGINES",
@@ -17,4 +17,5 @@ __all__ = [
     "facts",
     "resolve_device",
     "resolve_precision",
+    "share",
 ]

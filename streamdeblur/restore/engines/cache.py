@@ -88,7 +88,7 @@ def seal(*paths: Path) -> None:
 
 
 def intact(*paths: Path) -> bool:
-    """Whether the files are those that ``seal`` saw last, byte for byte: a disk may have been full, a copy cut short."""
+    """Whether the files are those that ``seal`` saw, byte for byte: a disk may have been full, a copy cut short."""
     known = read_json(_seal_of(paths[0]))
     try:
         return known is not None and all(known.get(p.name) == _digest(p) for p in paths)

@@ -19,7 +19,7 @@ from streamdeblur.models.folding import can_fold
 from streamdeblur.models.trial import fingerprint
 from streamdeblur.restore.engines.devices import PRECISIONS, resolve_precision
 from streamdeblur.restore.engines.eager import TorchEngine
-from streamdeblur.restore.engines.protocol import ENGINES, Engine, facts
+from streamdeblur.restore.engines.protocol import ENGINES, Engine, facts, share
 from streamdeblur.restore.engines.verdicts import Trials
 
 log = logging.getLogger(__name__)
@@ -266,6 +266,13 @@ class EnsembleEngine:
     @property
     def prepare_seconds(self) -> float:
         return facts(self.inner).prepare_seconds
+
+    @property
+    def at_once(self) -> int:
+        return facts(self.inner).at_once
+
+    def share(self) -> int:
+        return share(self.inner)
 
     @torch.inference_mode()
     def residual(self, batch: Tensor) -> Tensor:

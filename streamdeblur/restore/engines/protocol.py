@@ -24,11 +24,13 @@ ENGINES: Mapping[str, str] = MappingProxyType(
 
 
 class Engine(Protocol):
-    """Predicts corrections. One call at a time.
+    """Predicts corrections.
 
     Engines of this package have more, which callers read through ``facts``: ``name`` (a word of ``ENGINES``),
-    ``precision`` ("fp32", "bf16", "fp16", "int8"), ``prepare_seconds`` (spent so far on getting ready) and
-    ``tile`` (largest side of a window that it runs well with, pixels).
+    ``precision`` ("fp32", "bf16", "fp16", "int8"), ``prepare_seconds`` (spent so far on getting ready), ``tile``
+    (largest side of a window that it runs well with, pixels) and ``at_once`` (calls from several threads that run side
+    by side and gain by it). Such calls are safe with all of them; one that has ``share`` is told by it, before the
+    first, that they will come.
     """
 
     @property
@@ -58,6 +60,7 @@ class EngineFacts:
     precision: str
     prepare_seconds: float
     tile: int | None
+    at_once: int = 1
 
 
 _DTYPES: dict[Any, str] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -72,4 +75,11 @@ def facts(engine: Any) -> EngineFacts:
         precision=str(getattr(engine, "precision", precision)),
         prepare_seconds=float(getattr(engine, "prepare_seconds", 0.0)),
         tile=getattr(engine, "tile", None),
+        at_once=int(getattr(engine, "at_once", 1)),
     )
+
+
+def share(engine: Any) -> int:
+    """Tell an engine that several threads will call it at once; how many calls at a time gain by that, 1 for none."""
+    told = getattr(engine, "share", None)
+    return int(told()) if told is not None else 1
