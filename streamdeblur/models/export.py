@@ -126,7 +126,7 @@ def quantize(model: Any, calibration: Sequence[Tensor]) -> Any:
                 model,
                 nncf.Dataset([x.numpy() for x in calibration]),
                 subset_size=len(calibration),
-                preset=nncf.QuantizationPreset.PERFORMANCE,
+                preset=nncf.QuantizationPreset.MIXED,
                 fast_bias_correction=True,
             )
     finally:

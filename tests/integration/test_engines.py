@@ -200,6 +200,15 @@ def test_compiled_computes_the_correction() -> None:
 
 
 @pytest.mark.slow
+def test_int8_of_the_weights_that_ship_passes_its_trial(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("openvino")
+    pytest.importorskip("nncf")
+    engine = build_engine(registry.build(MODEL), device=CPU, precision="int8")
+    assert (facts(engine).name, facts(engine).precision) == ("openvino", "int8")
+    assert not [r.getMessage() for r in caplog.records if "goes on with" in r.getMessage()]
+
+
+@pytest.mark.slow
 def test_int8_is_calibrated_once_and_near(module_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("nncf")

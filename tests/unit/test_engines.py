@@ -18,7 +18,7 @@ from streamdeblur.models import Identity, MIMOUNet, MIMOUNetConfig, ResidualMode
 from streamdeblur.models.analysis import flop_per_pixel
 from streamdeblur.models.folding import can_fold, fold
 from streamdeblur.models.random_weights import random_state
-from streamdeblur.models.trial import TOLERANCES, fingerprint, noise, picture, pictures
+from streamdeblur.models.trial import TOLERANCES, fingerprint, leaves, noise, picture, pictures
 from streamdeblur.restore import Restorer, RestorerSpec
 from streamdeblur.restore.engines import TorchEngine, build_engine, cache, choose, facts
 from streamdeblur.restore.engines.choose import EnsembleEngine
@@ -451,3 +451,28 @@ def test_tolerances_measure_root_mean_squares() -> None:
     assert tolerance.error(reference[:2], reference) == float("inf")
     assert tolerance.error(reference / 0, reference) == float("inf")
     assert tolerance.allowed(torch.zeros(4)) == tolerance.absolute
+
+
+def test_the_worse_picture_judges_and_noise_by_its_own_measure() -> None:
+    wanted = [torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), 0.1)]
+    for precision, off, worst in (("bf16", 0.02, 1), ("int8", 0.02, 1), ("fp32", 0.02, 1)):
+        found = [w + off for w in wanted]  # the same error is more of the smaller correction
+        error, allowed = TOLERANCES[precision].judge(found, wanted)
+        assert error == pytest.approx(off, rel=1e-4)
+        assert allowed == TOLERANCES[precision].allowed(wanted[worst])
+    cut = [wanted[0] * 0.4, wanted[1]]  # noise, cut off at the range of pictures
+    error, allowed = TOLERANCES["int8"].judge(cut, wanted)
+    assert error <= allowed
+    error, allowed = TOLERANCES["int8"].judge(cut[::-1], wanted[::-1])  # the same in a picture
+    assert error > allowed
+    assert TOLERANCES["bf16"].judge(cut, wanted)[0] > TOLERANCES["bf16"].judge(cut, wanted)[1]
+    assert TOLERANCES["bf16"].judge(cut[:1], wanted[:1])[0] == pytest.approx(0.3)
+
+
+def test_leaves_are_pictures_of_their_own() -> None:
+    one, other = leaves(60, 92, 0), leaves(60, 92, 1)
+    assert one.shape == (1, 3, 60, 92)
+    assert 0 <= float(one.min()) < float(one.max()) <= 1
+    assert rms(one - one.mean()) > 0.1
+    assert rms(one - other) > 0.1
+    assert torch.equal(leaves.__wrapped__(60, 92, 0), one)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from streamdeblur.models.base import ResidualModel
 from streamdeblur.models.export import export_program, quantize, require, to_openvino
-from streamdeblur.models.trial import fingerprint, noise, picture
+from streamdeblur.models.trial import fingerprint, leaves
 from streamdeblur.restore.engines import cache
 from streamdeblur.restore.engines.fused import CPU_TILE
 from streamdeblur.restore.memory import activation_bytes
@@ -74,13 +74,8 @@ def save_graph(graph: Any, path: Path, *, half: bool = False) -> None:
 
 
 def default_calibration() -> list[Tensor]:
-    """What int8 is calibrated on where nothing better is given: rendered pictures, blurred, of several exposures."""
-    scene = picture(192, 256)
-    found = [scene, scene.flip(-1), scene.transpose(-1, -2).contiguous(), 1 - scene]
-    found += [x * gain for x in found[:2] for gain in (0.25, 0.6)]
-    grain = noise(192, 256) - 0.5
-    found += [(scene + grain * level).clamp(0, 1) for level in (0.05, 0.15)]
-    return found
+    """What int8 is calibrated on where nothing better is given: rendered pictures, blurred."""
+    return [leaves(192, 256, seed) for seed in range(24)]
 
 
 def calibrate(model: ResidualModel, calibration: Sequence[Tensor]) -> Any:
