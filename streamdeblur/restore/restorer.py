@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,6 @@ class Restorer:
         self._lock = threading.Lock()
         self._said = False
         self._each: int | None = None  # PyTorch's threads for each of several callers
-        self._caller = threading.local()
 
     @property
     def engine(self) -> Engine:
@@ -93,7 +93,7 @@ class Restorer:
     def share(self) -> int:
         """Tell that several threads will call at once; how many calls at a time are faster than one after the other.
 
-        To be called before the first frame; each of those threads then gets its share of the CPU threads. Results stay
+        To be called before the first frame; every call then takes its share of the CPU threads. Results stay
         the same in bf16 and int8; in fp32 they are those of a restorer with that many threads.
         """
         callers = share(self._engine)
@@ -112,8 +112,8 @@ class Restorer:
             raise ValueError(f"expected images of (N, 3, H, W), got {shape}")
         if not x.is_floating_point():
             raise ValueError(f"expected float RGB in [0, 1], got {x.dtype}: divide by its largest value first")
-        self._enter()
-        with torch.no_grad():  # not inference_mode: the result is the caller's, who may train with it
+        # not inference_mode: the result is the caller's, who may train with it
+        with self._own_threads(), torch.no_grad():
             image = x.to(self._engine.device, torch.float32)
             return (image + self._correction(image)).to(x.device)
 
@@ -124,7 +124,10 @@ class Restorer:
         Fields of an interlaced frame are pictures of different moments: each is restored by itself.
         Raises DeviceError where the precision overflowed, WeightsError where the weights make no numbers.
         """
-        self._enter()
+        with self._own_threads():
+            return self._restored(frame, regions)
+
+    def _restored(self, frame: Frame, regions: Sequence[Region] | None) -> tuple[Array, ...]:
         color = frame.spec.color
         planes = frame.planes[: color.color_planes]
         if regions is not None:
@@ -140,10 +143,18 @@ class Restorer:
                     target[...] = part[: target.shape[0]]
         return result
 
-    def _enter(self) -> None:
-        if self._each is not None and not hasattr(self._caller, "known"):
-            torch.set_num_threads(self._each)  # of this thread: those of several callers would only wait for each other
-            self._caller.known = True
+    @contextlib.contextmanager
+    def _own_threads(self) -> Iterator[None]:
+        """Each of several callers on its share of PyTorch's threads: more would only wait for each other."""
+        before = torch.get_num_threads()  # of this thread
+        if self._each is None or before == self._each:
+            yield
+            return
+        torch.set_num_threads(self._each)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _region(self, planes: tuple[Array, ...], color: ColorSpec, region: Region) -> list[Array]:
         if region.parity is not None:

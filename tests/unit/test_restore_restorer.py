@@ -347,3 +347,36 @@ def test_tiny_frames(order: str, shift: tuple[int, int], network: TorchEngine) -
     for width, height in itertools.product((1, 2, 3, 5), repeat=2):
         frame = frame_of(ColorSpec("yuv", chroma_shift=shift), width, height, order)
         assert apply_correction(frame, restorer.correction(frame)).spec == frame.spec
+
+
+class _Shared:
+    """An engine that two threads may call at once, and that tells with how many threads of PyTorch it was."""
+
+    device, receptive_radius, bytes_per_pixel, at_once = torch.device("cpu"), 0, 10.0, 1
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+
+    def share(self) -> int:
+        self.at_once = 2
+        return 2
+
+    def residual(self, batch: Tensor) -> Tensor:
+        self.threads.append(torch.get_num_threads())
+        return torch.zeros_like(batch)
+
+
+def test_callers_that_share_have_their_part_of_the_threads_and_leave_the_others_alone() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        engine = _Shared()
+        restorer = Restorer(engine=engine)
+        restorer(torch.zeros(1, 3, 16, 16))
+        assert restorer.share() == 2
+        restorer(torch.zeros(1, 3, 16, 16))
+        assert engine.threads == [4, 2]
+        assert torch.get_num_threads() == 4
+        assert Restorer("identity", device="cpu").share() == 1
+    finally:
+        torch.set_num_threads(before)
