@@ -21,7 +21,7 @@ from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.state import Snapshot
 from streamdeblur.jobs.verify import verify
 from streamdeblur.runtime.ledger import FrameRecord, read_ledger
-from tests.batching import clip, gated, workers
+from tests.batching import PATIENCE, clip, gated, lines, workers
 from tests.clips import Picture, read_clip
 
 ray = pytest.importorskip("ray")
@@ -54,8 +54,8 @@ def run(
 
 
 def frames_of(dest: Path, output: str) -> list[int]:
-    lines = read_ledger(dest / ".streamdeblur" / "ledgers" / f"{output}.jsonl")
-    return [line.index for line in lines if isinstance(line, FrameRecord)]
+    ledger = read_ledger(dest / ".streamdeblur" / "ledgers" / f"{output}.jsonl")
+    return [line.index for line in ledger if isinstance(line, FrameRecord)]
 
 
 def alone(source: Path, folder: Path) -> list[Picture]:
@@ -171,10 +171,85 @@ def test_a_file_that_kills_is_quarantined_and_the_job_goes_on(tmp_path: Path) ->
     assert sorted(p.name for p in dest.iterdir()) == [".streamdeblur", "good.mp4", "report.html", "report.json"]
 
 
+def test_a_job_that_is_stopped_tells_what_it_did(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, dest = tmp_path / "in", tmp_path / "out"
+    clip(source / "a.mp4", 12, gop=10)
+    clip(source / "b.mp4", 5, gop=10)
+
+    def stop(s: Snapshot) -> None:
+        if s.files["done"]:
+            raise KeyboardInterrupt
+
+    with caplog.at_level(logging.WARNING, "streamdeblur"), pytest.raises(KeyboardInterrupt):
+        run(
+            source, dest=dest, progress=stop, workers=1, segment_seconds=0, group_seconds=0, verify=False,
+            build=slow_after(12, tmp_path / "never"),
+        )  # fmt: skip
+    report = json.loads((dest / "report.json").read_text())
+    assert report["state"] == "stopped"
+    assert {r["output"]: r["status"] for r in report["results"]} == {"a.mp4": "done", "b.mp4": "working"}
+    assert report["frames"] == 12
+    page = (dest / "report.html").read_text()
+    assert "<h1>stopped: 1 working, 1 done</h1>" in page
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "stopped when 1 of 2 files were over" in caplog.text
+    again = run(source, dest=dest, workers=1, segment_seconds=0, group_seconds=0, verify=False)
+    assert (again.state, again.exit_code, again.resumed) == ("finished", 0, 1)
+    assert json.loads((dest / "report.json").read_text())["state"] == "finished"
+
+
+def slow_after(pictures: int, gate: Path) -> Any:
+    """Builds a restorer of `offset` that never comes back from the picture after so many, until the gate is there."""
+    name, patience = str(gate), PATIENCE
+
+    def build(options: Any) -> Any:
+        import os
+        import time
+
+        from streamdeblur.restore import Restorer
+
+        restorer = Restorer("offset")
+        residual = restorer.engine.residual
+        seen = 0
+
+        def held(batch: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            end = time.monotonic() + patience
+            while seen > pictures and not os.path.exists(name) and time.monotonic() < end:
+                time.sleep(0.02)
+            return residual(batch)
+
+        restorer.engine.residual = held  # type: ignore[method-assign]
+        return restorer
+
+    return build
+
+
+def test_work_that_hangs_is_ended_and_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, dest, gate = clip(tmp_path / "in" / "a.mp4", 20, gop=10), tmp_path / "out", tmp_path / "gate"
+
+    def open_gate(s: Snapshot) -> None:
+        if any("no progress for 4 s" in r.getMessage() for r in caplog.records):
+            gate.touch()
+
+    with caplog.at_level(logging.WARNING, "streamdeblur"):
+        summary = run(
+            source, dest=dest, progress=open_gate, workers=1, segment_seconds=0, verify=False, thumbnails=0,
+            unit_timeout=4.0, attempts=20, build=slow_after(8, gate),
+        )  # fmt: skip
+    assert gate.exists()
+    assert summary.exit_code == 0
+    assert summary.retries == summary.deaths >= 1
+    expect_same(dest / "a.mp4", alone(source, tmp_path))
+    assert frames_of(dest, "a.mp4") == list(range(20))
+
+
 def test_detections_lie_beside_the_results(tmp_path: Path) -> None:
     source, dest = tmp_path / "in", tmp_path / "out"
     clip(source / "long.mp4", 34)
     clip(source / "b" / "a.mkv", 5)
+    clip(source / "c.mp4", 4)
     (tmp_path / "finder.py").write_text(
         "import numpy as np\n"
         "from streamdeblur.detect import Detections\n"
@@ -183,16 +258,34 @@ def test_detections_lie_beside_the_results(tmp_path: Path) -> None:
         "    return lambda rgb: Detections(box, np.ones(1, np.float32), np.zeros(1, np.int64), ('thing',))\n"
     )
     word = f"{tmp_path / 'finder.py'}:build"
+    frames = {"long.mp4": 34, "b/a.mkv": 5, "c.mp4": 4}
     summary = run(source, dest=dest, detect=word)
-    assert (summary.exit_code, {r["output"]: r["segments"] for r in summary.rows}) == (0, {"long.mp4": 0, "b/a.mkv": 0})
-    for output, frames in (("long.mp4", 34), ("b/a.mkv", 5)):
-        lines = [json.loads(line) for line in (dest / f"{output}.detections.jsonl").read_text().splitlines()]
-        assert [line["index"] for line in lines] == list(range(frames))
-        assert {line["objects"][0]["name"] for line in lines} == {"thing"}
-    assert run(source, dest=dest, detect=word).resumed == 2
+    assert (summary.exit_code, {r["output"]: r["segments"] for r in summary.rows}) == (0, dict.fromkeys(frames, 0))
+    for output, count in frames.items():
+        found = [json.loads(line) for line in (dest / f"{output}.detections.jsonl").read_text().splitlines()]
+        assert [line["index"] for line in found] == list(range(count))
+        assert {line["objects"][0]["name"] for line in found} == {"thing"}
+    assert run(source, dest=dest, detect=word).resumed == 3
+    gone, changed = dest / "b" / "a.mkv.detections.jsonl", dest / "long.mp4.detections.jsonl"
+    kept, stamp = gone.read_text(), (dest / "b" / "a.mkv").stat().st_mtime_ns
+    gone.unlink()
+    changed.write_text("something else\n")
+    assert run(source, dest=dest, detect=word).resumed == 1
+    assert (dest / "b" / "a.mkv").stat().st_mtime_ns > stamp
+    assert len(gone.read_text().splitlines()) == len(kept.splitlines())
+    assert len(changed.read_text().splitlines()) == 34
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "long.mp4.detections.jsonl").write_text("somebody's\n")
+    with pytest.raises(OutputError, match=r"long\.mp4\.detections\.jsonl exists and is of no batch job"):
+        run(source, dest=tmp_path / "new", detect=word)
     assert run(source, dest=dest, detect=word, detect_threshold=0.9).resumed == 0
     with pytest.raises(UsageError, match=r"gone\.onnx does not exist"):
         run(source, dest=dest, detect="gone.onnx")
+    # One error for the job, and no file is charged with it.
+    (tmp_path / "bad.py").write_text("def build():\n    raise RuntimeError('no licence')\n")
+    with pytest.raises(UsageError, match="no licence"):
+        run(source, dest=dest, detect=f"{tmp_path / 'bad.py'}:build")
+    assert lines(dest, "quarantined") == []
 
 
 def test_urls_in_and_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,33 @@ def test_a_node_that_joins_gets_work_and_one_that_leaves_costs_none(tmp_path: Pa
     expect_undisturbed(source, dest / "a.mp4", 240)
 
 
+def test_a_gpu_that_is_asked_for_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A cluster that grows from no GPU: the job asks for one, says so once, and takes it when it comes."""
+    source, dest, seen = clip(tmp_path / "in" / "a.mp4", 90), tmp_path / "out", tmp_path / "seen"
+    seen.mkdir()
+
+    def build(options: Any) -> Any:
+        from streamdeblur.restore import Restorer
+
+        (seen / str(os.getpid())).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        return Restorer("offset")
+
+    with started() as cluster, caplog.at_level(logging.WARNING, "streamdeblur"):
+        cluster.add_node(num_cpus=2, num_gpus=0)  # room without a GPU must not do
+        grown: list[Any] = []
+
+        def grow(s: Snapshot) -> None:
+            assert grown or not s.nodes
+            if "no node has so much" in caplog.text and not grown:
+                grown.append(cluster.add_node(num_cpus=1, num_gpus=1))
+
+        summary = run_job(source, dest, progress=grow, build=build, device="cuda", gpus_per_worker=None)
+    assert (summary.exit_code, summary.actors) == (0, 1)
+    assert [p.read_text() for p in seen.iterdir()] == ["0"]
+    assert caplog.text.count("waiting for 1 CPU and 1 GPU for an actor") == 1
+    expect_undisturbed(source, dest / "a.mp4", 90)
+
+
 def test_two_actors_share_a_gpu_and_helpers_have_none(tmp_path: Path) -> None:
     source, dest, seen = clip(tmp_path / "in" / "a.mp4", 240), tmp_path / "out", tmp_path / "seen"
     seen.mkdir()

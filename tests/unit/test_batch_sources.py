@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from streamdeblur.config import parse
-from streamdeblur.errors import ConfigError, UsageError
+from streamdeblur.errors import ConfigError, UnreadableInput, UsageError
+from streamdeblur.jobs.batch.fingerprint import source_print
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.sources import Source, gather_sources
 
@@ -54,6 +56,52 @@ def test_globs_keep_the_tree_below_the_pattern(footage: Path) -> None:
     assert names(gather(f"{footage}/?.*")) == {"a.mp4": "a.mp4", "b.avi": "b.mkv"}
     with pytest.raises(UsageError, match="matches nothing"):
         gather(f"{footage}/*.webm")
+
+
+def test_links_are_followed_once_wherever_they_lead(footage: Path) -> None:
+    night = footage / "night"
+    (night / "deep" / "up").symlink_to(footage)  # in circles, by two ways
+    (night / "again").symlink_to(night)
+    (footage / "all").symlink_to(footage)
+    (footage / "A link to a.mp4").symlink_to(footage / "a.mp4")
+    other = footage.parent / "other"
+    (other / "back").parent.mkdir()
+    (other / "back").symlink_to(footage)
+    (other / "x.mp4").touch()
+    (footage / "more").symlink_to(other)
+    (footage / "link.mp4").symlink_to(other / "y.mov")  # to nothing, yet
+    expected = {
+        "a.mp4": "a.mp4", "b.avi": "b.mkv", "c.mov": "night/c.mov", "d.TS": "night/deep/d.mkv", "x.mp4": "more/x.mp4",
+        "link.mp4": "link.mp4",
+    }  # fmt: skip
+    found = gather(footage)
+    assert names(found) == expected
+    assert len(found) == len(expected)
+    (other / "y.mov").touch()
+    assert names(gather(footage)) == {k: v for k, v in expected.items() if k != "link.mp4"} | {"y.mov": "more/y.mov"}
+    # and for patterns, which lead below links as well
+    assert names(gather(f"{footage}/**/*.mp4")) == {"a.mp4": "a.mp4", "x.mp4": "more/x.mp4", "link.mp4": "link.mp4"}
+    assert names(gather(f"{footage}/**/[!d].mov")) == {"c.mov": "night/c.mov", "y.mov": "more/y.mov"}
+    assert names(gather(f"{footage}/**/d*/*.?S")) == {"d.TS": "night/deep/d.mkv"}
+    everything = {*expected, "y.mov", "notes.doc"} - {"link.mp4"}  # a pattern says itself what is footage
+    assert sorted(Path(s.name).name for s in gather(f"{footage}/**")) == sorted(everything)
+
+
+def test_results_that_are_seen_through_a_link_are_no_sources(footage: Path) -> None:
+    dest = footage.parent / "dest"
+    dest.mkdir()
+    (dest / "old.mp4").touch()
+    (footage / "results").symlink_to(dest)
+    assert len(gather(footage, dest=dest)) == 4
+    assert len(gather(footage)) == 5
+
+
+def test_only_files_are_footage(footage: Path) -> None:
+    os.mkfifo(footage / "pipe.mp4")
+    assert len(gather(footage)) == 4
+    (named,) = gather(footage / "pipe.mp4")
+    with pytest.raises(UnreadableInput, match="is not a file"):
+        source_print(named.name)
 
 
 def test_what_is_named_twice_is_done_once_and_names_that_clash_are_told_apart(footage: Path) -> None:

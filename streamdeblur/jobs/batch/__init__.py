@@ -3,8 +3,8 @@
     sources ─► plan ─► scheduler ── units ─► actors: whole file │ segment │ join ─► DEST
                           │  manifest (fsync'd JSON lines), report, metrics
 
-``run_batch`` is the way in. Modules that import Ray: ``cluster``, ``worker``, ``scheduler`` and ``metrics``; all else
-runs, and is tested, without it.
+``job.run_batch`` is the way in. ``actors``, ``cluster``, ``crew``, ``metrics``, ``scheduler``, ``telling`` import Ray;
+all else runs, and is tested, without it.
 """
 
 from __future__ import annotations

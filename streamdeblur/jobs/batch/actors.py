@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from ray import cloudpickle
 
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.units import JobSpec, Unit
@@ -21,7 +22,7 @@ class Actor:
     """An actor and the one call that it may have. helper: without GPU, for planning, joining and verifying.
 
     state: "lost" is an actor whose call failed without a word on why; Ray says later what became of it. since: when it
-    was given its unit, or became idle. cls: of ``actor_class``.
+    was given its unit, or became idle; moved: when that last went on, as far as it was asked. cls: of ``actor_class``.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class Actor:
         self.host = ""
         self.pid = 0
         self.frames = 0
+        self.steps = 0
+        self.moved = time.monotonic()
         self.unit: Unit | None = None
         self.unit_frames = 0
         self.since = time.monotonic()
@@ -54,7 +57,10 @@ class Actor:
             max_task_retries=0,
             max_concurrency=2,
         )
-        self.handle = handle.remote(_search_path(), spec, list(weights), list(weights.values()), spec.threads)
+        # The package itself may have to be found by the search path, before anything of it can be unpickled.
+        dumps: Any = cloudpickle.dumps
+        packed = dumps(spec)
+        self.handle = handle.remote(_search_path(), packed, list(weights), list(weights.values()), spec.threads)
         self.call: Any = None
         self.greet()
 
@@ -63,13 +69,20 @@ class Actor:
         return f"{self.name} on {self.host} (pid {self.pid})" if self.host else self.name
 
     def greet(self) -> None:
-        """Ask whether it is there."""
-        self.call = self.handle.hello.remote()
+        """Ask whether it is there, and at its start whether it can do the work. Helpers restore nothing."""
+        self.call = self.handle.hello.remote(check=self.state == "starting" and not self.helper)
 
     def give(self, unit: Unit) -> None:
         self.unit, self.since, self.unit_frames = unit, time.monotonic(), 0
+        self.moved = self.since
         self.watching = None  # an answer still to come is about the unit before
         self.call = self.handle.do.remote(unit)
+
+    def heard(self, found: Mapping[str, Any]) -> None:
+        """What it told of its progress."""
+        self.frames, self.unit_frames, self.gpu_use = found["frames"], found["unit_frames"], found["gpu"]
+        if found["steps"] != self.steps:
+            self.steps, self.moved = found["steps"], time.monotonic()
 
     def kill(self) -> None:
         try:
@@ -87,7 +100,7 @@ def actor_class() -> Any:
 
     class BatchWorker:
         def __init__(
-            self, search_path: list[str], spec: Any, hashes: list[str], weights: list[Any], threads: int | None
+            self, search_path: list[str], spec: bytes, hashes: list[str], weights: list[Any], threads: int | None
         ) -> None:
             import os
             import sys
@@ -99,20 +112,24 @@ def actor_class() -> Any:
                 os.environ[name] = str(threads or 1)
 
             import ray
+            from ray import cloudpickle
 
             from streamdeblur.jobs.batch.metrics import NodeMetrics
             from streamdeblur.jobs.batch.node import NodeWork
 
             get: Any = ray.get
-            self._work = NodeWork(spec, dict(zip(hashes, get(weights), strict=True)))
+            self._work = NodeWork(cloudpickle.loads(spec), dict(zip(hashes, get(weights), strict=True)))
             self._metrics = NodeMetrics()
             self._told = 0
 
-        def hello(self) -> dict[str, Any]:
+        def hello(self, check: bool = False) -> dict[str, Any]:
             import os
             import socket
 
             import ray
+
+            if check:
+                self._work.check()
 
             context: Any = ray.get_runtime_context()
             return {"pid": os.getpid(), "host": socket.gethostname(), "node": context.get_node_id()}
@@ -127,6 +144,9 @@ def actor_class() -> Any:
             self._metrics.unit(unit.kind, seconds)
             self.progress()
             return seconds, outcomes
+
+        def leave(self) -> None:
+            self._work.close()
 
         def progress(self) -> Any:
             found = self._work.progress()

@@ -25,13 +25,14 @@ _STORE = 256 << 20
 
 
 @contextmanager
-def connected(options: BatchOptions) -> Iterator[None]:
-    """Ray for the time of a job: the one this process is in already, a cluster, or one started here.
+def connected(options: BatchOptions) -> Iterator[bool]:
+    """Ray for the time of a job: the one this process is in already, a cluster, or one started here. Gives whether it
+    was started here, and so does not grow.
 
     Raises DeviceError when no cluster answers, UsageError for an address that is none.
     """
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = options.address or os.environ.get("RAY_ADDRESS") or None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -54,16 +55,19 @@ def connected(options: BatchOptions) -> Iterator[None]:
             raise DeviceError(f"Ray can't be used {where}: {one_line(e)}") from e
     ray_pool.messages_to_log(True)
     try:
-        yield
+        yield address in (None, "local")
     finally:
         ray.shutdown()
         ray_pool.messages_to_log(False)
 
 
 def gpus_per_worker(options: BatchOptions) -> float:
-    """What an actor asks for: a GPU each where the cluster has any, unless told otherwise."""
+    """What an actor asks for, unless told otherwise: a GPU where the cluster has any, and where CUDA is asked for, as a
+    cluster that grows on demand may not have one yet."""
     if options.gpus_per_worker is not None:
         return options.gpus_per_worker
+    if options.device.startswith("cuda"):
+        return 1.0
     return 0.0 if options.device == "cpu" else float(_ray.cluster_resources().get("GPU", 0) > 0)
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import ray
 import ray.exceptions
 
-from streamdeblur.errors import DeviceError, WorkerError
+from streamdeblur.errors import DeviceError, StreamdeblurError, WorkerError
 from streamdeblur.jobs.batch import cluster
 from streamdeblur.jobs.batch.actors import Actor, actor_class
 from streamdeblur.jobs.batch.metrics import DriverMetrics
@@ -33,9 +33,16 @@ _ray: Any = ray
 
 #: Seconds between looks at the cluster.
 _LOOK = 10.0
-#: Actors that may die in a row before any was ready; seconds to wait for room on a Ray that this job started.
+#: Actors that may die in a row before any was ready; seconds at most between two of their starts.
 _FAILED_STARTS = 4
-_PLACEMENT = 180.0
+_SLOWEST = 60.0
+#: Seconds after which it is told that there is no room for any actor, and that there should be some.
+_NO_ROOM = 15.0
+_PLACEMENT = 120.0
+#: Seconds that the driver may be held up itself (a disk that hangs) before it counts against no actor.
+_HELD_UP = 10.0
+#: Seconds at most for actors to clear up after themselves.
+_LEAVE = 10.0
 #: Seconds between questions to an actor that is lost, and after which it is given up without Ray's word.
 _ASK = 1.0
 _GIVE_UP = 120.0
@@ -111,11 +118,13 @@ class Crew:
     """The actors of a job. For the driver's thread; ``close`` ends them.
 
     idle: seconds that actors waited for their next unit; transit: that units and outcomes were on their way.
-    Raises WorkerError when no actor can be kept alive, DeviceError when there is no room for any.
+    ever_ready: whether any but a helper could be given work. fixed: the cluster does not grow. Raises WorkerError when
+    no actor can be kept alive, DeviceError when there is no room for any, and what the first actor finds wrong with
+    weights, detectors or the device, before anything is done.
     """
 
     def __init__(
-        self, options: BatchOptions, spec: JobSpec, weights: Mapping[str, Any], metrics: DriverMetrics
+        self, options: BatchOptions, spec: JobSpec, weights: Mapping[str, Any], metrics: DriverMetrics, fixed: bool
     ) -> None:
         self.actors: list[Actor] = []
         self.deaths = 0
@@ -127,9 +136,12 @@ class Crew:
         self._weights = weights
         self._metrics = metrics
         self._class = actor_class()
+        self._fixed = fixed
         self._gpus = cluster.gpus_per_worker(options)
+        self.ever_ready = False
+        self._looked_at_all = time.monotonic()
         self._numbers = itertools.count(1)
-        self._limit = 0
+        self._limit = self._room = 0
         self._looked = float("-inf")
         self._failed_starts = 0
         self._starts_from = 0.0
@@ -141,7 +153,8 @@ class Crew:
         now = time.monotonic()
         if now - self._looked >= _LOOK:
             self._looked = now
-            self._limit = self._options.workers or max(1, cluster.capacity(self._options.cpus_per_worker, self._gpus))
+            self._room = cluster.capacity(self._options.cpus_per_worker, self._gpus)
+            self._limit = self._options.workers or max(1, self._room)
             self._let_go(now, queued)
         for actor in self.actors:
             if actor.state == "lost" and actor.call is None and now >= actor.ask_at:
@@ -165,6 +178,7 @@ class Crew:
 
     def listen(self, seconds: float) -> Iterator[Event]:
         """What happens next, or nothing for so long."""
+        yield from self._hung()
         calls = {actor.call: actor for actor in self.actors if actor.call is not None}
         if not calls:
             time.sleep(seconds)
@@ -177,11 +191,29 @@ class Crew:
             if event is not None:
                 yield event
 
+    def leave(self) -> None:
+        """Let the actors clear up on their nodes, at the end of a job that came to its end."""
+        calls = [a.handle.leave.remote() for a in self.actors if a.state == "ready"]
+        if calls:
+            _ray.wait(calls, num_returns=len(calls), timeout=_LEAVE)
+
     def close(self) -> None:
         for actor in self.actors:
             actor.kill()
 
     # --- answers -----------------------------------------------------------------------------------------------------
+
+    def _hung(self) -> Iterator[Event]:
+        """End actors whose unit does not go on."""
+        now, limit = time.monotonic(), self._options.unit_timeout
+        held_up, self._looked_at_all = now - self._looked_at_all, now
+        for actor in [a for a in self.actors if a.state == "ready" and a.unit is not None]:
+            if held_up > _HELD_UP:  # nobody asked the actors meanwhile
+                actor.moved += held_up
+            if limit and now - actor.moved >= limit:
+                event = self._remove(actor, "process", f"no progress for {limit:g} s, so it was ended", hung=True)
+                if event is not None:
+                    yield event
 
     def _answer(self, actor: Actor) -> Event | None:
         call, actor.call = actor.call, None
@@ -194,7 +226,7 @@ class Crew:
         except ray.exceptions.RayError as e:  # from within the actor, or the answer did not come through
             unit, cause = actor.unit, getattr(e, "cause", None) or e
             if unit is None or actor.state != "ready":
-                return self._remove(actor, "process", ray_pool.brief(e))
+                return self._remove(actor, "process", ray_pool.brief(e), cause=cause)
             actor.unit, actor.since = None, time.monotonic()
             return Raised(unit, type(cause).__name__, one_line(cause))
         if actor.state == "lost" and actor.unit is not None:
@@ -202,6 +234,7 @@ class Crew:
             return self._remove(actor, "node", "its answer was lost")
         if actor.state != "ready":
             actor.state = "ready"
+            self.ever_ready |= not actor.helper
             actor.host, actor.node, actor.pid = answer["host"], answer["node"], answer["pid"]
             actor.since = time.monotonic()
             self._failed_starts = 0
@@ -226,7 +259,10 @@ class Crew:
                 return None
         return self._remove(actor, found, why)
 
-    def _remove(self, actor: Actor, found: Verdict, why: str) -> Event | None:
+    def _remove(
+        self, actor: Actor, found: Verdict, why: str, *, cause: BaseException | None = None, hung: bool = False
+    ) -> Event | None:
+        """cause: what it raised. hung: it was alive, and did nothing."""
         self.actors.remove(actor)
         actor.kill()
         self._looked = float("-inf")  # there may be less room now
@@ -236,21 +272,30 @@ class Crew:
             self._metrics.death()
         what = "the node under it died" if found == "node" else "it died"
         if not started:
-            log.warning("%s did not start: %s (%s)", actor.name, what, why)
-            if found == "process":
-                self._failed_to_start(why)
+            self._not_started(actor, found, f"{what} ({why})", cause)
             return None
         doing = f" at {actor.unit.name}" if actor.unit is not None else ""
-        log.warning("%s%s: %s (%s)", actor.where, doing, what, why)
+        log.warning("%s%s: %s", actor.where, doing, why if hung else f"{what} ({why})")
         if actor.unit is None:
             return None
-        return Died(actor.unit, found == "process", f"it killed {actor.name} on {actor.host} ({why})")
+        message = (
+            f"{why}, by {actor.name} on {actor.host}" if hung else f"it killed {actor.name} on {actor.host} ({why})"
+        )
+        return Died(actor.unit, found == "process", message)
 
-    def _failed_to_start(self, why: str) -> None:
+    def _not_started(self, actor: Actor, found: Verdict, why: str, cause: BaseException | None) -> None:
+        ours = cause if isinstance(cause, StreamdeblurError) else None
+        if ours is not None and not self.ever_ready and not isinstance(ours, DeviceError):
+            raise ours  # it is the same wherever it is tried
+        log.warning("%s did not start: %s", actor.name, why if ours is None else ours)
+        if found != "process":
+            return
         self._failed_starts += 1
-        if self._failed_starts >= _FAILED_STARTS and not any(a.state == "ready" for a in self.actors):
+        if self._failed_starts >= _FAILED_STARTS and not any(a.state == "ready" and not a.helper for a in self.actors):
+            if ours is not None:
+                raise ours
             raise WorkerError(f"{self._failed_starts} actors in a row died while starting: {why}", "see Ray's logs")
-        self._hire_from = time.monotonic() + min(5.0, 0.2 * 2**self._failed_starts)
+        self._hire_from = time.monotonic() + min(_SLOWEST, 0.2 * 2**self._failed_starts)
 
     # --- hiring ------------------------------------------------------------------------------------------------------
 
@@ -273,11 +318,12 @@ class Crew:
             actor.kill()
 
     def _look_for_room(self, now: float) -> None:
-        if not self.actors or any(a.host for a in self.actors) or now - self._starts_from < _PLACEMENT:
+        if not self.actors or any(a.host for a in self.actors):
             return
-        needs = f"{self._options.cpus_per_worker:g} CPU, {self._gpus:g} GPU"
-        if cluster.capacity(self._options.cpus_per_worker, self._gpus) == 0 and self._options.address is None:
-            raise DeviceError(f"Ray has no room for an actor ({needs})", "ask for less")
-        if not self._said_no_room:
+        needs = f"{self._options.cpus_per_worker:g} CPU" + (f" and {self._gpus:g} GPU" if self._gpus else "")
+        if self._fixed and not self._room:
+            raise DeviceError(f"this machine has no room for an actor, which asks for {needs}", "ask for less")
+        if now - self._starts_from >= (_PLACEMENT if self._room else _NO_ROOM) and not self._said_no_room:
             self._said_no_room = True
-            log.warning("Ray has no room for an actor (%s) yet: waiting", needs)
+            why = "others may have taken it" if self._room else "no node has so much, and one must join"
+            log.warning("waiting for %s for an actor: %s", needs, why)

@@ -19,7 +19,7 @@ from typing import Any
 from streamdeblur.errors import InputError, StreamdeblurError
 from streamdeblur.jobs.batch import place
 from streamdeblur.jobs.batch.options import BatchOptions
-from streamdeblur.jobs.batch.plan import Plan, make_plan
+from streamdeblur.jobs.batch.plan import Plan, make_plan, peek
 from streamdeblur.jobs.batch.sources import Source, gather_sources
 from streamdeblur.jobs.process import process_video
 
@@ -107,6 +107,9 @@ def estimate(sources: Iterable[str], dest: str, options: BatchOptions) -> Estima
         def look(numbered: tuple[int, Source]) -> tuple[Source, Plan | None, str | None, str]:
             number, s = numbered
             try:
+                plan = peek(s.name, s.options, options.segment_seconds) if place.is_url(s.name) else None
+                if plan is not None:
+                    return s, plan, None, s.name
                 local = _local(s.name, scratch / str(number))
                 return s, make_plan(local, s.options, options.segment_seconds), None, local
             except StreamdeblurError as e:
@@ -179,6 +182,8 @@ def _measure(local: str, s: Source, scratch: Path, plan: Plan, options: BatchOpt
     began = time.monotonic()
     stamps: list[float] = []
     try:
+        if place.is_url(local):  # only its header was read
+            local = _local(local, scratch / "whole")
         summary = process_video(local, target, options=o, progress=lambda p: stamps.append(time.monotonic()))
     except (StreamdeblurError, InputError) as e:
         log.warning("nothing could be measured: %s", e)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import lru_cache
 
 from streamdeblur.config import ProcessOptions
@@ -33,6 +34,8 @@ def source_print(name: str) -> str:
         raise UnreadableInput(f"{name} does not exist", "check the path")
     digest = hashlib.blake2b(f"{found.size} {found.tag}".encode(), digest_size=16)
     if not place.is_url(name):
+        if not os.path.isfile(name):  # opening a pipe would wait for ever
+            raise UnreadableInput(f"{name} is not a file", "name a file of footage")
         inside = [found.size * i // (_PLACES + 1) for i in range(1, _PLACES + 1)] if found.size > 4 * _ENDS else []
         for offset, length in ((0, _ENDS), *((i, _INSIDE) for i in inside), (max(0, found.size - _ENDS), _ENDS)):
             digest.update(place.read_range(name, offset, length))

@@ -6,24 +6,25 @@ import logging
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import OutputError, StreamdeblurError, UnreadableInput, UsageError
 from streamdeblur.jobs.batch import fingerprint, place
 from streamdeblur.jobs.batch.manifest import SCHEMA, Entry, Manifest
-from streamdeblur.jobs.batch.node import segment_name
+from streamdeblur.jobs.batch.node import DETECTIONS, DRIVER, segment_name
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.plan import Plan
 from streamdeblur.jobs.batch.report import write_reports
 from streamdeblur.jobs.batch.sources import STATE, Source, gather_sources
-from streamdeblur.jobs.batch.state import STATUSES, FileState, Snapshot
+from streamdeblur.jobs.batch.state import STATUSES, FileState, Snapshot, TakenOver
 from streamdeblur.jobs.batch.units import Item, JobSpec
 from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.version import __version__
@@ -34,15 +35,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: What a network and a detector are made of; detectors that an actor tries at its start.
+_NETWORK = ("model", "weights", "device", "precision", "tiling", "engine", "memory", "threads")
+_DETECTOR = ("detect", "detect_names", "detect_device", "detect_threads")
+_TRIED = 8
+#: Questions to a store, or a disk, at a time.
+_ASKING = 16
+
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
     """What a job did. files: by status. resumed: of those done, how many were done before this run. seconds: of this
     run; frames: of all results. actors: at most at a time. idle: seconds that actors, all together, waited for their
-    next unit; transit: that units and what became of them were on their way. nodes: frames by host. exit_code: 0 when
-    every file is done and passes verify, else 1."""
+    next unit; transit: that units and what became of them were on their way. nodes: frames by host. state: "stopped" by
+    whoever called, "failed" with an error that ended the job. exit_code: 0 when every file is done and passes verify,
+    else 1."""
 
     dest: str
+    state: Literal["finished", "stopped", "failed"]
     files: Mapping[str, int]
     resumed: int
     frames: int
@@ -81,20 +91,22 @@ def run_batch(
     or a URL. progress: called about once a second on this thread. build: makes the restorer of every actor, instead
     of the options' model (an engine of your own); it travels by pickle.
 
-    Blocks until every file is done or quarantined, and writes report.html and report.json into ``dest``. Stopped or
-    killed, it goes on when it is called again. Raises StreamdeblurError for what concerns the job as a whole (options,
-    weights, no cluster, a file in ``dest`` that is not ours); what concerns a file is in the summary.
+    Blocks until every file is done or quarantined, and writes report.html and report.json into ``dest``, also when
+    KeyboardInterrupt or another such exception stops it. Stopped or killed, it goes on when it is called again. Raises
+    StreamdeblurError for what concerns the job as a whole (options, weights, detectors, no cluster, a file in ``dest``
+    that is not ours); what concerns a file is in the summary.
     """
     o = options or parse(BatchOptions, {})
     where = os.fspath(dest)
     where = where.rstrip("/") if place.is_url(where) else os.path.abspath(where)
     found = gather_sources(sources, where, o)
-    with Manifest(_state_folder(where)) as manifest:
+    copy = place.join(where, STATE, "manifest.jsonl") if place.is_url(where) else None
+    with Manifest(_state_folder(where), copy, place.join(where, STATE, DRIVER)) as manifest:
         return _Job(where, o, found, manifest, progress, build).run()
 
 
 def _state_folder(dest: str) -> Path:
-    """DEST's own; for a URL one on this machine, whose manifest is sent to DEST at the end."""
+    """DEST's own; for a URL one on this machine, whose manifest is sent to DEST again and again (``mirror``)."""
     if not place.is_url(dest):
         return Path(dest) / STATE
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -129,6 +141,7 @@ class _Job:
         self.files: dict[str, FileState] = {}
         self.started = time.monotonic()
         self.token = uuid.uuid4().hex
+        self.scheduler: Scheduler | None = None
 
     def run(self) -> BatchSummary:
         o, manifest = self.options, self.manifest
@@ -149,12 +162,17 @@ class _Job:
         self._refuse_foreign()
         manifest.commit()
         left = {key: f for key, f in self.files.items() if not f.over}
-        scheduler = None
         if left:
-            self._take_over()
-            scheduler = self._schedule(left)
-        self._clean_up()
-        return self._finish(scheduler)
+            self._take_over(left)
+            try:
+                self._schedule(left)
+            except BaseException as e:
+                if self.scheduler is None:  # it never began
+                    self._break_off(e)
+                raise
+        else:
+            manifest.begin_copies("")
+        return self._finish()
 
     # --- before ------------------------------------------------------------------------------------------------------
 
@@ -172,9 +190,10 @@ class _Job:
         for s in self.sources:
             if s.options not in settings:
                 settings[s.options] = fingerprint.settings_print(s.options)
-        with ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(_ASKING) as pool:
             prints = list(pool.map(_print, (s.name for s in self.sources)))
         thumbnails = self.options.thumbnails
+        known: list[tuple[FileState, Entry]] = []
         for number, (s, (mark, size, error)) in enumerate(zip(self.sources, prints, strict=True)):
             whole = fingerprint.combined(mark, settings[s.options])
             item = Item(s.id, s.name, s.output, s.options, whole, thumbnails=number < thumbnails)
@@ -188,7 +207,9 @@ class _Job:
                         "quarantined", id=s.id, print=whole, source=s.name, output=s.output, message=error
                     )
             elif entry is not None and entry.print == whole:
-                self._recall(state, entry)
+                known.append((state, entry))
+        with ThreadPoolExecutor(_ASKING) as pool:
+            list(pool.map(lambda pair: self._recall(*pair), known))
 
     def _recall(self, state: FileState, entry: Entry) -> None:
         """What was done before, as far as it is still valid."""
@@ -198,6 +219,8 @@ class _Job:
             if found is not None and (found.size, found.tag) == (done["size"], done["tag"]):
                 if self.options.verify and not done["summary"]["verified"]:
                     return  # it was never compared, and now that is asked for
+                if not self._has_detections(state, done):
+                    return
                 state.status = "differs" if done["summary"]["differences"] else "done"
                 state.summary, state.resumed = done["summary"], True
                 state.frames_done, state.parts = done["summary"]["frames"], done["segments"]
@@ -224,6 +247,13 @@ class _Job:
         state.left = {s.number for s in plan.segments} - set(valid)
         state.frames_done = sum(line["frames"] for line in valid.values())
 
+    def _has_detections(self, state: FileState, done: Mapping[str, Any]) -> bool:
+        """Whether what a detector found lies beside a result as it was written, where one was asked for."""
+        if state.source.options.detect is None:
+            return True
+        found = place.stat(place.join(self.dest, f"{state.source.output}.{DETECTIONS}"))
+        return found is not None and [found.size, found.tag] == list(done.get("detections") or ())
+
     def _refuse_foreign(self) -> None:
         """Raise OutputError for a file in DEST that no batch job wrote, and that one would replace; UsageError for a
         source that would be replaced by its own result."""
@@ -235,23 +265,34 @@ class _Job:
                 raise UsageError(f"{name} would be replaced by its own result", "write to another folder with -o")
         if self.options.overwrite:
             return
+        finals: list[str] = []
         for key, state in self.files.items():
             entry = self.manifest.entries.get(key)
-            if state.over or (entry is not None and entry.begun):
-                continue
-            final = place.join(self.dest, state.source.output)
-            if place.stat(final) is not None:
-                raise OutputError(
-                    f"{final} exists and is of no batch job", "--overwrite replaces it, -o writes elsewhere"
-                )
+            if not state.over and (entry is None or not entry.begun):
+                final = place.join(self.dest, state.source.output)
+                finals += [final] if state.source.options.detect is None else [final, f"{final}.{DETECTIONS}"]
+        with ThreadPoolExecutor(_ASKING) as pool:
+            for final, found in zip(finals, pool.map(place.stat, finals), strict=True):
+                if found is not None:
+                    raise OutputError(
+                        f"{final} exists and is of no batch job", "--overwrite replaces it, -o writes elsewhere"
+                    )
 
-    def _take_over(self) -> None:
+    def _take_over(self, left: Mapping[str, FileState]) -> None:
         """Make this driver the one whose actors may publish, and remove what an earlier one left unfinished."""
-        name = place.join(self.dest, STATE, "driver")
+        name = place.join(self.dest, STATE, DRIVER)
         if place.is_url(self.dest):
-            local = self.manifest.path.with_name("driver")
+            local = self.manifest.path.with_name(DRIVER)
             local.write_text(self.token, encoding="ascii")
             place.send(local, name)
+            # The copy of the manifest is behind, and what actors write must be known as ours there before they do.
+            for key, f in left.items():
+                known = self.manifest.entries.get(key)
+                if known is None or not known.begun:
+                    self.manifest.add("begin", id=key, print=f.print, source=f.source.name, output=f.source.output)
+            self.manifest.begin_copies(self.token)
+            self.manifest.commit()
+            self.manifest.send()
             return
         partial = Path(f"{name}.partial")
         partial.write_text(self.token, encoding="ascii")
@@ -260,7 +301,19 @@ class _Job:
 
     # --- the work ----------------------------------------------------------------------------------------------------
 
-    def _schedule(self, left: Mapping[str, FileState]) -> Scheduler:
+    def _common(self, left: Mapping[str, FileState]) -> tuple[tuple[ProcessOptions, ...], tuple[ProcessOptions, ...]]:
+        """Options whose network, and whose detector, every actor tries before it is given work: those of most files."""
+        networks: Counter[ProcessOptions] = Counter()
+        detectors: Counter[ProcessOptions] = Counter()
+        plain = parse(ProcessOptions, {})
+        for f in left.values():
+            o = f.source.options
+            networks[plain.model_copy(update={n: getattr(o, n) for n in _NETWORK})] += 1
+            if o.detect is not None:
+                detectors[plain.model_copy(update={n: getattr(o, n) for n in _DETECTOR})] += 1
+        return tuple(o for o, _ in networks.most_common(1)), tuple(o for o, _ in detectors.most_common(_TRIED))
+
+    def _schedule(self, left: Mapping[str, FileState]) -> None:
         from streamdeblur.jobs.batch.cluster import connected, put
         from streamdeblur.jobs.batch.scheduler import Scheduler
 
@@ -278,28 +331,83 @@ class _Job:
             if not place.is_url(weights):
                 contents[digest] = weights
         threads = o.threads or (max(1, int(o.cpus_per_worker)) if o.device in ("auto", "cpu") else None)
-        spec = JobSpec(self.dest, self.token, o.scratch, o.segment_seconds, o.verify, threads, names, self.build)
-        with connected(o):
+        networks, detectors = self._common(left)
+        spec = JobSpec(
+            self.dest,
+            self.token,
+            o.scratch,
+            o.segment_seconds,
+            o.verify,
+            threads,
+            names,
+            self.build,
+            networks,
+            detectors,
+        )
+        with connected(o) as started_here:
             held = {digest: put(Path(path).read_bytes()) for digest, path in contents.items()}
-            scheduler = Scheduler(left, o, spec, self.manifest, held, self.progress, self.files)
-            scheduler.run()
-        return scheduler
+            self.scheduler = Scheduler(left, o, spec, self.manifest, held, self.progress, self.files, started_here)
+            try:
+                self.scheduler.run()
+            except BaseException as e:
+                self._break_off(e)  # before Ray is shut down: whoever stops a job may soon kill it
+                raise
 
     # --- after -------------------------------------------------------------------------------------------------------
 
     def _clean_up(self) -> None:
         # An actor that Ray took for dead may still be at work on a node that was cut off: it must not publish any more.
         over = all(f.over for f in self.files.values())
-        for name in ("driver", "work", "segments") if over else ("driver",):
+        for name in (DRIVER, "work", "segments") if over else (DRIVER,):
             with suppress(StreamdeblurError):
                 place.remove(place.join(self.dest, STATE, name))
 
-    def _finish(self, scheduler: Scheduler | None) -> BatchSummary:
+    def _finish(self) -> BatchSummary:
+        summary = self._summary("finished")
+        self._book_end(summary)
+        try:
+            self.manifest.send()
+        except TakenOver:
+            if self.scheduler is not None:
+                raise
+            log.debug("there was nothing to do, and another driver's token is in DEST")
+        self._clean_up()
+        write_reports(summary, self.options)
+        return summary
+
+    def _break_off(self, e: BaseException) -> None:
+        """Tell what was done, as far as that can be told; ``e`` goes on to the caller."""
+        stopped = not isinstance(e, Exception)
+        began = self.scheduler is not None and self.scheduler.crew.ever_ready
+        if isinstance(e, TakenOver) or not (stopped or began):
+            return
+        summary = self._summary("stopped" if stopped else "failed")
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._book_end(summary),
+            lambda: write_reports(summary, self.options, pictures=not place.is_url(self.dest)),
+            lambda: self.manifest.send(tries=1),
+        )
+        for step in steps:
+            try:
+                step()
+            except Exception as other:
+                log.warning("%s, and that could not be written down: %s", summary.state, other)
+        over, count = sum(f.over for f in self.files.values()), len(self.files)
+        log.warning("%s when %d of %d files were over; the same command goes on", summary.state, over, count)
+
+    def _book_end(self, summary: BatchSummary) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.manifest.add("end", finished=now, state=summary.state, files=dict(summary.files))
+        self.manifest.commit()
+
+    def _summary(self, state: Literal["finished", "stopped", "failed"]) -> BatchSummary:
+        scheduler = self.scheduler
         counts: dict[str, int] = {status: sum(f.status == status for f in self.files.values()) for status in STATUSES}
         seconds = time.monotonic() - self.started
         made = sum(f.frames_done for f in self.files.values() if not f.resumed)
-        summary = BatchSummary(
+        return BatchSummary(
             dest=self.dest,
+            state=state,
             files=counts,
             resumed=sum(f.resumed for f in self.files.values()),
             frames=sum(f.frames_done for f in self.files.values() if f.over),
@@ -314,12 +422,6 @@ class _Job:
             rows=tuple(_row(f) for f in self.files.values()),
             nodes=scheduler.node_frames if scheduler else {},
         )
-        self.manifest.add("end", finished=datetime.now(UTC).isoformat(timespec="seconds"), files=counts)
-        self.manifest.commit()
-        write_reports(summary, self.options)
-        if place.is_url(self.dest):
-            place.send(self.manifest.path, place.join(self.dest, STATE, "manifest.jsonl"))
-        return summary
 
 
 def _print(name: str) -> tuple[str, int, str | None]:

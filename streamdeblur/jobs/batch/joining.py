@@ -8,7 +8,7 @@ presentation times, late by the deepest reordering of any segment.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,18 @@ def join_segments(
     packets: Sequence[Path],
     ledgers: Sequence[Path],
     final: str | None = None,
+    step: Callable[[], None] = lambda: None,
 ) -> tuple[Ledger, tuple[str, ...], tuple[str, ...], str]:
     """Write ``target`` (NAME.partial, synced, renamed) and the ledger that ``options`` names.
 
-    preset: the encoder's, as the segments have it. final: where ``target`` goes in the end, for the ledger. Returns
-    the ledger with its counts, the labels of copied and dropped streams and the encoder. Raises Uncuttable where the
-    segments are not of one piece, InputError for a damaged one.
+    preset: the encoder's, as the segments have it. final: where ``target`` goes in the end, for the ledger. step:
+    called for every packet of the pictures. Returns the ledger with its counts, the labels of copied and dropped
+    streams and the encoder. Raises Uncuttable where the segments are not of one piece, InputError for a damaged one.
     """
     headers = [read_header(p) for p in packets]
     if any(h != headers[0] for h in headers[1:]):
         raise Uncuttable(f"the segments of {source} are not encoded alike")
-    stamps, delay = _timing(packets, source)
+    stamps, delay = _timing(packets, source, step)
     with (
         open_source(options, source, copy_streams=True) as reader,
         _ledger(options, source, final or str(target)) as ledger,
@@ -87,7 +88,7 @@ def join_segments(
             if Fraction(headers[0].time_base) != writer.timeline.tick:
                 raise Uncuttable(f"the segments of {source} count time otherwise")
             writer.begin_at(stamps)
-            _mux_all(writer, source, reader.stream.index, packets, stamps, delay)
+            _mux_all(writer, source, reader.stream.index, packets, stamps, delay, step)
             _merge(ledger, ledgers)
             ledger.check(writer.frames_written, writer.frames_written)
             writer.finish()
@@ -99,12 +100,15 @@ def join_segments(
         return ledger, copied, dropped, writer.choice.codec
 
 
-def _timing(packets: Sequence[Path], source: str) -> tuple[array[int], int]:
+def _timing(packets: Sequence[Path], source: str, step: Callable[[], None]) -> tuple[array[int], int]:
     """All presentation times in order, and the deepest reordering in frames. Reads every segment to its end."""
     stamps: array[int] = array("q")
     delay = 0
     for path in packets:
-        mine = [p.pts for p in read_packets(path)]
+        mine = []
+        for p in read_packets(path):
+            step()
+            mine.append(p.pts)
         ranks = {pts: rank for rank, pts in enumerate(sorted(mine))}
         if len(ranks) != len(mine) or not mine or (stamps and min(mine) <= stamps[-1]):
             raise Uncuttable(f"the segments of {source} overlap")
@@ -123,7 +127,13 @@ def _decoding_times(stamps: array[int], delay: int) -> Iterator[int]:
 
 
 def _mux_all(
-    writer: JoinWriter, source: str, index: int, packets: Sequence[Path], stamps: array[int], delay: int
+    writer: JoinWriter,
+    source: str,
+    index: int,
+    packets: Sequence[Path],
+    stamps: array[int],
+    delay: int,
+    step: Callable[[], None],
 ) -> None:
     """Pictures and the other streams, whichever is next."""
     tick = writer.timeline.tick
@@ -139,6 +149,7 @@ def _mux_all(
                     writer.copy(CopyPacket(waiting[1]))
                     waiting = next(others, None)
                 writer.add(packet, dts)
+                step()
         while waiting is not None:
             writer.copy(CopyPacket(waiting[1]))
             waiting = next(others, None)

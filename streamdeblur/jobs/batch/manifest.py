@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from streamdeblur.errors import DiskFull, OutputError, UnreadableInput, UsageError
+from streamdeblur.jobs.batch.mirror import Mirror
 
 SCHEMA = 1
 
@@ -37,14 +38,16 @@ class Entry:
 
 
 class Manifest:
-    """Reads what is there and appends. folder: local; made where missing. For one thread.
+    """Reads what is there and appends. folder: local; made where missing. url, driver: of its copy where DEST is a URL,
+    see ``mirror``. For one thread.
 
     Raises UsageError when another driver holds the job, UnreadableInput for a file that is no manifest, OutputError and
     DiskFull when it can't be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str | None = None, driver: str = "") -> None:
         self.path = folder / "manifest.jsonl"
+        self._mirror = Mirror(self.path, url, driver) if url is not None else None
         self.entries: dict[str, Entry] = {}
         self._pending: list[str] = []
         try:
@@ -60,6 +63,8 @@ class Manifest:
                 raise UsageError(f"another batch job is at work in {folder.parent}", "wait for it, or stop it") from e
             raise OutputError(f"{folder} can't be locked: {e.strerror}") from e
         try:
+            if self._mirror is not None:
+                self._mirror.fetch()
             whole = self._load()
             self._file: IO[bytes] = self.path.open("ab")
             if self._file.tell() > whole:
@@ -126,8 +131,22 @@ class Manifest:
 
     def commit(self) -> None:
         """Write what was added and bring it to the disk. What could not be written stays, for the next try."""
-        if not self._pending:
-            return
+        if self._pending:
+            self._write()
+        if self._mirror is not None:
+            self._mirror.offer(self._file.tell())
+
+    def begin_copies(self, token: str) -> None:
+        """Keep the copy in a URL's DEST up to date from now on. token: of this driver, "" for one that does nothing."""
+        if self._mirror is not None:
+            self._mirror.begin(token)
+
+    def send(self, **how: int) -> None:
+        """Bring the copy up to date now; see ``Mirror.send``."""
+        if self._mirror is not None:
+            self._mirror.send(self._file.tell(), **how)
+
+    def _write(self) -> None:
         data = "".join(f"{line}\n" for line in self._pending).encode()
         at = self._file.tell()
         try:

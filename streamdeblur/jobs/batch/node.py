@@ -7,7 +7,6 @@ behind but that folder, which the next driver removes.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -16,12 +15,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from streamdeblur.config import ProcessOptions
+from streamdeblur.detect.detector import load_detector
 from streamdeblur.errors import (
     DiskFull,
     EncoderError,
@@ -33,10 +33,11 @@ from streamdeblur.errors import (
     WeightsError,
 )
 from streamdeblur.jobs.batch import place
+from streamdeblur.jobs.batch.fetched import Fetched
 from streamdeblur.jobs.batch.gpu_use import GpuUse
 from streamdeblur.jobs.batch.joining import join_segments
 from streamdeblur.jobs.batch.pictures import thumbnail_pair
-from streamdeblur.jobs.batch.plan import make_plan
+from streamdeblur.jobs.batch.plan import make_plan, peek
 from streamdeblur.jobs.batch.restorers import Restorers
 from streamdeblur.jobs.batch.segments import FileWork, SegmentWork, Uncuttable
 from streamdeblur.jobs.batch.sources import STATE
@@ -50,8 +51,10 @@ log = logging.getLogger(__name__)
 
 #: Beside a result, with its name in front.
 DETECTIONS = "detections.jsonl"
-#: Fetched sources that a node's actor keeps.
-_FETCHED = 2
+#: In DEST's state folder: the token of the driver whose job it is; tries to read it, with pauses that double.
+DRIVER = "driver"
+_READS = 6
+_PAUSE = 0.2
 _CERTAIN = (InputError, UsageError, WeightsError, EncoderError, MismatchError)
 
 
@@ -59,12 +62,10 @@ class Superseded(StreamdeblurError):
     """Another driver has taken the job over: this one's results are no longer wanted."""
 
 
-class NotFetched(StreamdeblurError):
-    """A source that could not be copied here, this time."""
-
-
 class NodeWork:
     """Does units, one at a time, in one process; ``progress`` may be asked for on another thread.
+
+    steps: counts up whenever anything moves on, be it a frame, a packet or a block of data.
 
     weights: the bytes of each file of weights by its hash.
     """
@@ -77,10 +78,23 @@ class NodeWork:
         self._weights: dict[str, str] = {}
         for name, (digest, ending) in spec.weights.items():
             self._weights[name] = str(self._keep_weights(name, digest, ending, weights.get(digest)))
-        self._sources: dict[str, Path] = {}
+        self._fetched = Fetched(self._scratch / "sources", self._step)
+        self.steps = 0
         self.frames = 0  # of all finished and current work
         self._base = self._unit_base = 0
         self._gpu = GpuUse()
+
+    def check(self) -> None:
+        """What all files need and only a node can tell: networks and detectors can be had here.
+
+        Raises WeightsError, DeviceError, UsageError. The networks are kept for the work.
+        """
+        for options in self._spec.networks:
+            self._restorers.get(self._options(options))
+        for options in self._spec.detectors:
+            o = self._options(options)
+            assert o.detect is not None
+            load_detector(o.detect, names=o.detect_names, device=o.detect_device, threads=o.detect_threads)
 
     # --- units -------------------------------------------------------------------------------------------------------
 
@@ -100,8 +114,21 @@ class NodeWork:
         return outcomes
 
     def _one(self, unit: Unit, item: Item, said: list[str]) -> Outcome:
-        source = self._local(item.source)
         options = self._options(item.options)
+        if unit.kind == "probe" and place.is_url(item.source):
+            plan = peek(item.source, options, self._spec.segment_seconds)
+            if plan is not None:
+                return Probed(item.id, plan, None)
+        with self._fetched.local(item.source) as source:
+            self._step()
+            try:
+                return self._here(unit, item, source, options, said)
+            except StreamdeblurError as e:
+                if source != item.source:  # nobody knows the copy by its name
+                    e.args = tuple(str(a).replace(source, item.source) for a in e.args)
+                raise
+
+    def _here(self, unit: Unit, item: Item, source: str, options: ProcessOptions, said: list[str]) -> Outcome:
         if unit.kind == "probe":
             return self._probe(item, source, options)
         folder = self._work_folder(item)
@@ -115,7 +142,7 @@ class NodeWork:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _probe(self, item: Item, source: str, options: ProcessOptions) -> Probed:
-        plan = make_plan(source, options, self._spec.segment_seconds)
+        plan = make_plan(source, options, self._spec.segment_seconds, self._step)
         tiling = None
         if plan.segments:  # all segments are cut into tiles alike, whoever does them
             tiling = self._restorers.plan(options, plan.width, plan.height)
@@ -168,7 +195,7 @@ class NodeWork:
             for ending, paths in parts.items():
                 name = segment_name(self._spec.dest, item, segment.number, ending)
                 if place.is_url(name):
-                    paths.append(place.fetch(name, folder / f"{segment.number}.{ending}"))
+                    paths.append(place.fetch(name, folder / f"{segment.number}.{ending}", self._step))
                 else:
                     paths.append(Path(name))
         target, ledger = folder / Path(item.output).name, folder / "ledger.jsonl"
@@ -181,6 +208,7 @@ class NodeWork:
             parts["seg"],
             parts["jsonl"],
             final,
+            self._step,
         )
         summary = {
             "frames": booked.frames,
@@ -198,7 +226,8 @@ class NodeWork:
             "tiles": asdict(booked.tiles) if booked.tiles != TileCounts() else None,
         }
         done = self._publish(item, source, target, ledger, summary, said)
-        place.remove(place.join(self._spec.dest, STATE, "segments", item.id))
+        with suppress(OutputError):  # the end of the job removes what is left
+            place.remove(place.join(self._spec.dest, STATE, "segments", item.id))
         return done
 
     # --- publishing --------------------------------------------------------------------------------------------------
@@ -225,6 +254,7 @@ class NodeWork:
                 duration=o.duration,
                 interlaced=o.interlaced,
                 deinterlace=o.deinterlace,
+                progress=self._step,
             )
             differences = report.differences
         dest = self._spec.dest
@@ -236,26 +266,26 @@ class NodeWork:
         self._check_token()
         self._move(ledger, place.join(dest, STATE, "ledgers", f"{item.output}.jsonl"))
         final = place.join(dest, item.output)
+        beside = None
         if found is not None:
             self._move(found, f"{final}.{DETECTIONS}")
+            beside = _written(f"{final}.{DETECTIONS}")
         self._move(target, final)
-        written = place.stat(final)
-        if written is None:
-            raise OutputError(f"{final} is gone after it was written", "check what else writes there")
+        written = _written(final)
         kept = ("frames", "restored", "bypassed", "undecodable_packets", "seconds", "encoder", "device", "tiling")
         values = {k: summary[k] for k in (*kept, "width", "height", "copied", "dropped")}
         values |= {
             "verified": self._spec.verify,
             "differences": differences,
-            "warnings": list(dict.fromkeys(said))[:50],
+            "warnings": list(dict.fromkeys(w.replace(source, item.source) for w in said))[:50],
             "node": _node(),
             "tiles": summary.get("tiles"),
         }
-        return Done(item.id, written.size, written.tag, values)
+        return Done(item.id, written.size, written.tag, values, None if beside is None else (beside.size, beside.tag))
 
     def _move(self, path: Path, final: str) -> None:
         if place.is_url(final):
-            place.send(path, final)
+            place.send(path, final, self._step)
             return
         try:
             Path(final).parent.mkdir(parents=True, exist_ok=True)
@@ -279,12 +309,17 @@ class NodeWork:
             raise OutputError(f"{final} can't be written: {e.strerror or e}") from e
 
     def _check_token(self) -> None:
-        name = place.join(self._spec.dest, STATE, "driver")
-        try:
-            token = place.read_range(name, 0, 64).decode("ascii", "replace")
-        except InputError:
-            token = ""
-        if token != self._spec.token:
+        """Raise Superseded where the job is over or another driver's; OutputError where that can't be told for now."""
+        name = place.join(self._spec.dest, STATE, DRIVER)
+        for number in range(_READS):
+            try:
+                token = place.read_whole(name)
+                break
+            except InputError as e:
+                if number == _READS - 1:
+                    raise OutputError(f"whose job it is can't be told: {e.what}", "check DEST and its access") from e
+                time.sleep(_PAUSE * 2**number)
+        if token is None or token.decode("ascii", "replace") != self._spec.token:
             raise Superseded("another driver has taken the job over")
 
     def _work_folder(self, item: Item) -> Path:
@@ -302,22 +337,6 @@ class NodeWork:
         return folder
 
     # --- what comes from elsewhere -----------------------------------------------------------------------------------
-
-    def _local(self, source: str) -> str:
-        if not place.is_url(source):
-            return source
-        found = self._sources.pop(source, None)
-        if found is None or not found.exists():
-            digest = hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
-            name = source.split("?", 1)[0].rsplit("/", 1)[-1] or "source"
-            while len(self._sources) >= _FETCHED:
-                shutil.rmtree(self._sources.pop(next(iter(self._sources))).parent, ignore_errors=True)
-            try:
-                found = place.fetch(source, self._scratch / "sources" / f"{digest}-{os.getpid()}" / name)
-            except InputError as e:
-                raise NotFetched(e.what, e.hint) from e
-        self._sources[source] = found
-        return str(found)
 
     def _options(self, options: ProcessOptions) -> ProcessOptions:
         weights = self._weights.get(options.weights or "", options.weights)
@@ -339,13 +358,18 @@ class NodeWork:
 
     # --- telling -----------------------------------------------------------------------------------------------------
 
+    def _step(self) -> None:
+        self.steps += 1
+
     def _progress(self, p: Progress) -> None:
         self.frames = self._base + p.frames
+        self._step()
 
     def progress(self) -> dict[str, Any]:
-        """Frames done by this process and in its current unit, use of its GPUs in percent, loads of weights so far."""
+        """Frames done by this process and in its current unit, steps, use of its GPUs in percent, loads of weights."""
         return {
             "frames": self.frames,
+            "steps": self.steps,
             "unit_frames": self.frames - self._unit_base,
             "gpu": self._gpu.use(),
             "weights_loads": self._restorers.loads,
@@ -353,9 +377,6 @@ class NodeWork:
 
     def _failure(self, item: Item, e: Exception) -> Failure:
         text = str(e) if isinstance(e, StreamdeblurError) else f"unexpected {type(e).__name__}: {e}"
-        local = self._sources.get(item.source)
-        if local is not None:
-            text = text.replace(str(local), item.source)
         text = " ".join(text.split())
         full = isinstance(e, DiskFull) or getattr(e, "errno", None) in (28, 122)
         if full:
@@ -369,10 +390,15 @@ class NodeWork:
         return Failure(item.id, kind, type(e).__name__, text)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Remove what was fetched for this process."""
-        for path in self._sources.values():
-            shutil.rmtree(path.parent, ignore_errors=True)
-        self._sources.clear()
+        """Remove what was fetched for this process, and no other actor reads."""
+        self._fetched.clear()
+
+
+def _written(name: str) -> place.Stat:
+    found = place.stat(name)
+    if found is None:
+        raise OutputError(f"{name} is gone after it was written", "check what else writes there")
+    return found
 
 
 def segment_name(dest: str, item: Item, number: int, ending: str) -> str:

@@ -87,7 +87,7 @@ class BatchOptions(EncodeOptions):
         None,
         ge=0,
         le=16,
-        description="GPUs (or a fraction of one) an actor asks of Ray. Default: 1 where there are any.",
+        description="GPUs (or a fraction of one) an actor asks of Ray. Default: 1 where there are any, and for cuda.",
     )
     helpers: int = Field(
         0, ge=0, le=10_000, description="Actors without GPU more, for planning, joining and verifying on CPU nodes."
@@ -99,6 +99,11 @@ class BatchOptions(EncodeOptions):
         30.0, ge=0, le=3600, description="Hand out short files in groups of about this much footage."
     )
     attempts: int = Field(3, ge=1, le=20, description="Tries before a file is quarantined.")
+    unit_timeout: float = Field(
+        1800.0,
+        ge=0,
+        description="Seconds without any progress after which an actor is ended and its work tried again; 0: never.",
+    )
     backoff: float = Field(2.0, ge=0, le=3600, description="Seconds before the second try; doubled for each further.")
     verify: bool = Field(True, description="Compare each result with its source, as `streamdeblur verify` does.")
     resume: bool = Field(True, description="Skip what is done and valid; --no-resume does everything anew.")

@@ -12,6 +12,9 @@ import importlib
 import os
 import posixpath
 import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from streamdeblur.errors import DiskFull, OutputError, UnreadableInput, UsageErr
 _WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory"}
 #: What stores call that which changes with the content, the surest first.
 _TAGS = ("ETag", "etag", "md5Hash", "Content-MD5", "mtime", "LastModified", "Last-Modified", "created")
+#: Bytes that are got at a time where parts of a file are asked for.
+_BLOCK = 1 << 20
 _NEEDS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
@@ -64,6 +69,7 @@ def stat(name: str) -> Stat | None:
         return Stat(found.st_size, str(found.st_mtime_ns))
     fs, path = file_system(name)
     try:
+        fs.invalidate_cache(posixpath.dirname(path))  # others write there too
         info: dict[str, Any] = fs.info(path)
     except FileNotFoundError:
         return None
@@ -92,13 +98,43 @@ def read_range(name: str, offset: int, length: int) -> bytes:
         raise UnreadableInput(f"{name} can't be read: {_line(e)}") from e
 
 
-def fetch(url: str, target: Path) -> Path:
-    """Copy a URL to a local file, whole or not at all. Raises UnreadableInput, DiskFull."""
+def read_whole(name: str) -> bytes | None:
+    """All of a file, None where there is none. Raises UnreadableInput where that can't be told."""
+    try:
+        if not is_url(name):
+            return Path(name).read_bytes()
+        fs, path = file_system(name)
+        return bytes(fs.cat_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UsageError:
+        raise
+    except Exception as e:
+        raise UnreadableInput(f"{name} can't be read: {getattr(e, 'strerror', None) or _line(e)}") from e
+
+
+@contextmanager
+def opened(url: str) -> Iterator[Any]:
+    """A file object that gets parts of a URL as they are asked for; None, or an exception, where that can't be had."""
+    fs, path = file_system(url)
+    with fs.open(path, "rb", block_size=_BLOCK, cache_type="blockcache") as file:
+        if not file.seekable():
+            yield None
+            return
+        # A web server that knows no parts gives the beginning all the same, and sends all the rest with it.
+        file.seek(-1, os.SEEK_END)
+        file.read(1)
+        file.seek(0)
+        yield file
+
+
+def fetch(url: str, target: Path, moved: Callable[[], None] | None = None) -> Path:
+    """Copy a URL to a local file, whole or not at all. moved: called as data come. Raises UnreadableInput, DiskFull."""
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     fs, path = file_system(url)
     try:
-        fs.get_file(path, str(partial))
+        fs.get_file(path, str(partial), **_callback(moved))
         os.replace(partial, target)
     except Exception as e:
         partial.unlink(missing_ok=True)
@@ -108,8 +144,8 @@ def fetch(url: str, target: Path) -> Path:
     return target
 
 
-def send(local: Path, url: str) -> None:
-    """Copy a local file to a URL, where it appears whole. Raises OutputError."""
+def send(local: Path, url: str, moved: Callable[[], None] | None = None) -> None:
+    """Copy a local file to a URL, where it appears whole. moved: called as data go. Raises OutputError, DiskFull."""
     fs, path = file_system(url)
     protocol = url.split("://", 1)[0]
     try:
@@ -117,14 +153,32 @@ def send(local: Path, url: str) -> None:
         if parent and protocol not in ("s3", "s3a", "gs", "gcs"):
             fs.makedirs(parent, exist_ok=True)
         if protocol in _WHOLE:
-            fs.put_file(str(local), path)
-        else:
-            fs.put_file(str(local), f"{path}.partial")
-            fs.mv(f"{path}.partial", path)
+            fs.put_file(str(local), path, **_callback(moved))
+            return
+        partial = f"{path}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            fs.put_file(str(local), partial, **_callback(moved))
+            try:
+                fs.mv(partial, path)
+            except FileExistsError:  # not every file system renames over a file
+                fs.rm(path)
+                fs.mv(partial, path)
+        except BaseException:
+            with suppress(Exception):
+                fs.rm(partial)
+            raise
     except Exception as e:
         if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"no space left for {url}") from e
         raise OutputError(f"{url} can't be written: {_line(e)}") from e
+
+
+def _callback(moved: Callable[[], None] | None) -> dict[str, Any]:
+    """For fsspec's transfers."""
+    if moved is None:
+        return {}
+    callbacks: Any = importlib.import_module("fsspec.callbacks")
+    return {"callback": callbacks.Callback(hooks={"moved": lambda *_, **__: moved()})}
 
 
 def remove(name: str) -> None:

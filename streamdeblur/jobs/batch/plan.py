@@ -1,6 +1,7 @@
 """What becomes of a file: whole, or in segments that begin at keyframes and are worked on apart.
 
-The probe decodes one frame and, where a file is long enough to be cut, reads its packets once without decoding them.
+The probe decodes one frame and, where a file is long enough to be cut, reads its packets once without decoding them. Of
+a file that lies elsewhere, and is too short to be cut, it reads the header alone.
 A cut is made only where the bitstream proves that nothing behind refers to anything before (``keyframes``), where no
 packet before is shown later or the other way round, and where a decoder that starts there gives that very frame. All
 that is out of the ordinary goes whole, and says why.
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -21,13 +24,18 @@ from typing import Any, BinaryIO
 
 import av
 import av.error
+from av.stream import Disposition
 
 from streamdeblur.config import ProcessOptions
+from streamdeblur.errors import UsageError
+from streamdeblur.jobs.batch import place
 from streamdeblur.jobs.batch.keyframes import is_closed
 from streamdeblur.jobs.run import open_source, refuse_meaningless
 from streamdeblur.video.opening import open_container
 from streamdeblur.video.reader import VideoReader
 from streamdeblur.video.truncation import truncation
+
+log = logging.getLogger(__name__)
 
 #: Demuxers that find a keyframe and give the same timestamps wherever reading begins.
 _SEARCHABLE = ("mov", "matroska", "mpegts")
@@ -74,22 +82,16 @@ class Plan:
         return hashlib.blake2b(json.dumps(self.as_dict(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def make_plan(source: str, options: ProcessOptions, segment_seconds: float) -> Plan:
-    """Look into a file. Raises what opening it for the job would (InputError, UsageError)."""
+def make_plan(
+    source: str, options: ProcessOptions, segment_seconds: float, step: Callable[[], None] = lambda: None
+) -> Plan:
+    """Look into a file. step: called for every packet. Raises what opening it for the job would (InputError,
+    UsageError)."""
     refuse_meaningless(options, "video", source)
     with open_source(options, source, copy_streams=False) as reader:
         info = reader.info
-        seconds = info.duration or 0.0
-        if options.start:
-            seconds = max(0.0, seconds - options.start)
-        if options.duration is not None:
-            seconds = min(seconds, options.duration) if seconds else options.duration
-        frames = info.frames or None
-        if options.start is not None or options.duration is not None:
-            frames = None
-        if frames is None and seconds and info.average_rate:
-            frames = max(1, round(seconds * info.average_rate))
-        cuts = _Cuts(reader, source, segment_seconds)
+        seconds, frames = _wanted(options, info.duration, info.frames, info.average_rate)
+        cuts = _Cuts(reader, source, segment_seconds, step)
         why = _not_cut(options, seconds, segment_seconds) or cuts.find()
         tick = str(Fraction(reader.stream.time_base or 1))
         return Plan(
@@ -104,6 +106,56 @@ def make_plan(source: str, options: ProcessOptions, segment_seconds: float) -> P
             whole=why,
             segments=tuple(cuts.segments) if why is None else (),
         )
+
+
+def peek(url: str, options: ProcessOptions, segment_seconds: float) -> Plan | None:
+    """The plan of a source that lies elsewhere and goes whole, by its header; None where more of it is needed.
+
+    Raises UsageError. Whatever else is wrong with the source is told when all of it is here.
+    """
+    refuse_meaningless(options, "video", url)
+    try:
+        with place.opened(url) as file:
+            return None if file is None else _header_plan(file, options, segment_seconds)
+    except UsageError:
+        raise
+    except Exception:  # of FFmpeg, of the store, of what hands data from one to the other
+        log.debug("the header of %s is not enough", url, exc_info=True)
+        return None
+
+
+def _header_plan(file: Any, options: ProcessOptions, segment_seconds: float) -> Plan | None:
+    with av.open(file, "r", metadata_errors="replace") as container:
+        videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        stream = videos[options.stream]
+        if stream.duration is not None and stream.time_base is not None:
+            length = float(stream.duration * stream.time_base)
+        else:
+            length = (container.duration or 0) / av.time_base
+        seconds, frames = _wanted(options, length, stream.frames, stream.average_rate)
+        why = _not_cut(options, seconds, segment_seconds)
+        if why is None or not length or not stream.width:
+            return None
+        tick = str(Fraction(stream.time_base or 1))
+        codec = stream.codec_context.name
+        size = file.seek(0, os.SEEK_END)
+        return Plan(round(seconds, 3), frames, stream.width, stream.height, codec, size, tick, stream.index, why)
+
+
+def _wanted(
+    options: ProcessOptions, length: float | None, frames: int | None, rate: Fraction | None
+) -> tuple[float, int | None]:
+    """Seconds and frames of the part that is wanted, from what a container says of the whole."""
+    seconds, count = length or 0.0, frames or None
+    if options.start:
+        seconds = max(0.0, seconds - options.start)
+    if options.duration is not None:
+        seconds = min(seconds, options.duration) if seconds else options.duration
+    if options.start is not None or options.duration is not None:
+        count = None
+    if count is None and seconds and rate:
+        count = max(1, round(seconds * rate))
+    return seconds, count
 
 
 def _not_cut(options: ProcessOptions, seconds: float, segment_seconds: float) -> str | None:
@@ -123,7 +175,8 @@ def _not_cut(options: ProcessOptions, seconds: float, segment_seconds: float) ->
 class _Cuts:
     """Finds the segments of an open file."""
 
-    def __init__(self, reader: VideoReader, path: str, seconds: float) -> None:
+    def __init__(self, reader: VideoReader, path: str, seconds: float, step: Callable[[], None]) -> None:
+        self._step = step
         self._reader = reader
         self._path = path
         self._seconds = seconds
@@ -176,6 +229,7 @@ class _Cuts:
             codec = str(context.name if not context.codec else context.codec.canonical_name)
             try:
                 for packet in container.demux(stream):
+                    self._step()
                     if not packet.size:
                         if packet.pts is None and packet.dts is None:
                             continue

@@ -41,8 +41,8 @@ img{display:block;width:160px;height:auto;border-radius:4px}.pair{display:flex;g
 """
 
 
-def write_reports(summary: BatchSummary, options: BatchOptions) -> None:
-    """Write both files. Raises OutputError."""
+def write_reports(summary: BatchSummary, options: BatchOptions, *, pictures: bool = True) -> None:
+    """Write both files. pictures: with them, as far as there are any. Raises OutputError."""
     values = {
         "version": __version__,
         **summary.as_dict(),
@@ -50,12 +50,14 @@ def write_reports(summary: BatchSummary, options: BatchOptions) -> None:
         "results": [dict(row) for row in summary.rows],
     }
     _write(place.join(summary.dest, "report.json"), json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-    _write(place.join(summary.dest, "report.html"), html_report(summary, options))
+    _write(place.join(summary.dest, "report.html"), html_report(summary, options, pictures=pictures))
 
 
-def html_report(summary: BatchSummary, options: BatchOptions) -> str:
-    """The page, with pictures as far as there are any."""
+def html_report(summary: BatchSummary, options: BatchOptions, *, pictures: bool = True) -> str:
+    """The page."""
     counts = ", ".join(f"{n} {status}" for status, n in summary.files.items() if n)
+    if summary.state != "finished":
+        counts = f"{summary.state}: {counts}"
     rows = sorted(summary.rows, key=lambda r: (_RANK[r["status"]], r["source"]))
     given = options.model_dump(mode="json", exclude_defaults=True)
     said = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in given.items())
@@ -88,14 +90,14 @@ def html_report(summary: BatchSummary, options: BatchOptions) -> str:
         f"{summary.fps:.1f} frames/s, {summary.actors} actors, {summary.deaths} deaths, {summary.retries} retries · "
         f"{summary.resumed} files were done before · streamdeblur {escape(__version__)}</p>"
         f'<div class="card"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(_row(r, summary.dest) for r in rows[:MOST_ROWS])}</tbody></table>{more}</div>"
+        f"<tbody>{''.join(_row(r, summary.dest, pictures) for r in rows[:MOST_ROWS])}</tbody></table>{more}</div>"
         + (f'<div class="card"><table><tr><th>node</th><th>frames</th></tr>{nodes}</table></div>' if nodes else "")
         + (f'<details class="card"><summary>Options</summary><dl>{said}</dl></details>' if said else "")
         + "</main></body></html>\n"
     )
 
 
-def _row(r: Mapping[str, Any], dest: str) -> str:
+def _row(r: Mapping[str, Any], dest: str, pictures: bool) -> str:
     notes = [r["error"], *r["differences"], *r["warnings"]]
     text = "".join(f"<small>{escape(n)}</small>" for n in notes if n)
     size = f"<small>{r['size'][0]}×{r['size'][1]} {escape(r['encoder'])}</small>" if r["frames"] else ""
@@ -103,7 +105,8 @@ def _row(r: Mapping[str, Any], dest: str) -> str:
         f'<tr data-id="{r["id"]}" data-status="{r["status"]}"><td>{escape(r["output"])}'
         f"<small>{escape(r['source'])}</small>{size}</td>"
         f'<td class="text"><span class="{r["status"]}">{r["status"]}{" (before)" if r["resumed"] else ""}</span>{text}'
-        f'</td><td class="text">{_pictures(r, dest)}</td><td>{r["frames"]}</td><td>{r["bypassed"]}</td>'
+        f'</td><td class="text">{_pictures(r, dest) if pictures else ""}</td>'
+        f"<td>{r['frames']}</td><td>{r['bypassed']}</td>"
         f"<td>{_saved(r['tiles'])}</td>"
         f"<td>{r['segments'] or 'whole'}</td><td>{_time(r['seconds'])}</td><td>{_time(r['worker_seconds'])}</td>"
         f"<td>{r['retries']}</td></tr>"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from streamdeblur.errors import DiskFull, WorkerError
+from streamdeblur.errors import DiskFull, OutputError
 from streamdeblur.jobs.batch import place
 from streamdeblur.jobs.batch.crew import Answered, Crew, Died, Event, Raised
 from streamdeblur.jobs.batch.disk import DiskWatch
@@ -23,7 +23,7 @@ from streamdeblur.jobs.batch.metrics import DriverMetrics
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.queue import WorkQueue, single
 from streamdeblur.jobs.batch.sources import STATE
-from streamdeblur.jobs.batch.state import FileState, Snapshot
+from streamdeblur.jobs.batch.state import FileState, Snapshot, TakenOver
 from streamdeblur.jobs.batch.telling import Teller
 from streamdeblur.jobs.batch.units import Done, Failure, JobSpec, Outcome, Probed, SegmentDone, Unit
 
@@ -36,7 +36,8 @@ _MOVES = 50
 
 
 class Scheduler:
-    """Runs a job to its end. files: those that are not over, by id. weights: object references by hash.
+    """Runs a job to its end. files: those that are not over, by id. weights: object references by hash. fixed:
+    the cluster does not grow.
 
     Call ``run`` once, on one thread. Raises WorkerError when no actor can be kept alive or another driver takes over,
     DeviceError when there is no room, OutputError when the manifest can't be written.
@@ -51,6 +52,7 @@ class Scheduler:
         weights: Mapping[str, Any],
         progress: Callable[[Snapshot], None] | None,
         all_files: Mapping[str, FileState],
+        fixed: bool,
     ) -> None:
         self._files = files
         self._options = options
@@ -61,7 +63,7 @@ class Scheduler:
         self._disk = DiskWatch(spec.dest, options.reserve_gb * 1e9)
         self._teller = Teller(all_files, self._metrics, progress)
         self._open = len(files)
-        self.crew = Crew(options, spec, weights, self._metrics)
+        self.crew = Crew(options, spec, weights, self._metrics, fixed)
         self.node_frames: dict[str, int] = {}
         self.retries = 0
 
@@ -79,6 +81,7 @@ class Scheduler:
             self._teller.tell(self.crew, self._queue, None, now=True)
             while not self._commit():
                 time.sleep(1.0)
+            self.crew.leave()
         finally:
             self.crew.close()
 
@@ -209,6 +212,7 @@ class Scheduler:
             output=state.source.output,
             size=outcome.size,
             tag=outcome.tag,
+            detections=outcome.detections,
             spent=round(state.spent, 3),
             seconds=round(state.seconds, 3),
             segments=state.parts,
@@ -238,7 +242,7 @@ class Scheduler:
         if not self._queue.current(unit, state):
             return
         if failure.kind == "superseded":
-            raise WorkerError("another driver has taken the job over", "one job at a time can write to a DEST")
+            raise TakenOver("another driver has taken the job over", "one job at a time can write to a DEST")
         if failure.kind == "disk":
             self._disk.full(failure.message)
             self._queue.put_back(single(unit, state))
@@ -279,7 +283,7 @@ class Scheduler:
             output=state.source.output,
             message=message,
         )
-        place.remove(place.join(self._spec.dest, STATE, "segments", state.source.id))
+        self._drop_segments(state)
         log.warning("%s is quarantined: %s", state.source.name, message)
 
     def _go_whole(self, state: FileState, why: str) -> None:
@@ -291,5 +295,11 @@ class Scheduler:
         state.item = replace(state.item, plan=plan, tiling=None, preset="")
         state.left, state.parts, state.frames_done = None, 0, 0
         self._book_plan(state)
-        place.remove(place.join(self._spec.dest, STATE, "segments", state.source.id))
+        self._drop_segments(state)
         self._queue.take_plan(state)
+
+    def _drop_segments(self, state: FileState) -> None:
+        try:
+            place.remove(place.join(self._spec.dest, STATE, "segments", state.source.id))
+        except OutputError as e:  # they take room and do no harm; the end of the job removes them
+            log.warning("segments of %s are left for now: %s", state.source.name, e)

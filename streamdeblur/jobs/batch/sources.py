@@ -12,8 +12,11 @@ import glob
 import hashlib
 import io
 import json
+import logging
 import os
 import posixpath
+import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -36,6 +39,10 @@ MANIFESTS = (".txt", ".list", ".csv", ".jsonl", ".ndjson")
 #: Where a job keeps its own things in DEST.
 STATE = ".streamdeblur"
 _KEPT = (".mp4", ".mov", ".mkv")
+#: Pieces of a pattern: any, one, one of these, a letter.
+_TOKENS = re.compile(r"\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,26 +141,97 @@ def _expand(word: str, dest: str) -> Iterator[_Named]:
     elif os.path.exists(word) or not glob.has_magic(word):
         yield _Named(os.path.abspath(word), os.path.basename(word))  # a missing file is one that fails, in the report
     else:
-        names = sorted(n for n in glob.glob(word, recursive=True) if not _is_ours(os.path.abspath(n), dest))
+        root = os.path.abspath(os.path.dirname(word[: next(i for i, c in enumerate(word) if c in "*?[")]))
+        names = [n for n in _matches(word, root, dest) if not _is_ours(os.path.abspath(n), dest)]
         if not names:
             raise UsageError(f"{word} matches nothing", "check the pattern, or quote it against the shell")
-        root = os.path.abspath(os.path.dirname(word[: next(i for i, c in enumerate(word) if c in "*?[")]))
-        for name in names:
-            full = os.path.abspath(name)
-            if os.path.isdir(full):
-                for item in _folder(full, dest):
-                    yield _Named(item.name, os.path.relpath(item.name, root))
-            else:
-                yield _Named(full, os.path.relpath(full, root))
+        found: list[str] = []
+        for full in map(os.path.abspath, names):
+            found += [item.name for item in _folder(full, dest)] if os.path.isdir(full) else [full]
+        for full in _once(((full, os.path.realpath(full)) for full in found), root):
+            yield _Named(full, os.path.relpath(full, root))
 
 
 def _folder(root: str, dest: str) -> Iterator[_Named]:
-    for folder, inner, files in os.walk(root, followlinks=True):
-        inner[:] = sorted(d for d in inner if not d.startswith(".") and not _is_ours(os.path.join(folder, d), dest))
-        for name in sorted(files):
-            full = os.path.join(folder, name)
-            if Path(name).suffix.lower() in ENDINGS and not name.startswith("."):
-                yield _Named(full, os.path.relpath(full, root))
+    found = ((full, real) for full, real in _walk(root, dest) if Path(full).suffix.lower() in ENDINGS)
+    for full in _once(found, root):
+        if os.path.isfile(full) or not os.path.exists(full):  # a link to nothing is told of, a pipe is no footage
+            yield _Named(full, os.path.relpath(full, root))
+
+
+def _once(found: Iterable[tuple[str, str]], root: str) -> Iterator[str]:
+    """Paths of (path, real path), each real one once: by a path without links below ``root`` where there is one."""
+    base = os.path.realpath(root)
+
+    def indirect(found: tuple[str, str]) -> tuple[bool, bool]:
+        straight = os.path.normpath(os.path.join(base, os.path.relpath(found[0], root)))
+        return found[1] != straight, os.path.islink(found[0])
+
+    taken: set[str] = set()
+    for full, real in sorted(found, key=indirect):
+        if real not in taken:
+            taken.add(real)
+            yield full
+
+
+def _walk(root: str, dest: str, folders: bool = False) -> Iterator[tuple[str, str]]:
+    """(path, real path) of files below a folder, none in hidden folders or DEST; each folder once, however many links
+    lead there, and where one leads upwards.
+
+    folders: give those as well.
+    """
+    seen = set() if is_url(dest) else {os.path.realpath(dest)}
+    seen.discard(os.path.realpath(root))  # whoever names DEST itself is told so by the job
+    waiting = deque([root])
+    while waiting:  # links are followed when all is seen that is there by itself
+        for folder, inner, files in os.walk(waiting.popleft(), onerror=_unread):
+            real = os.path.realpath(folder)
+            if real in seen:
+                inner.clear()
+                continue
+            seen.add(real)
+            inner[:] = sorted(d for d in inner if not d.startswith("."))
+            for name in inner:
+                full = os.path.join(folder, name)
+                if folders:
+                    yield full, os.path.realpath(full)
+                if os.path.islink(full):
+                    waiting.append(full)
+            for name in sorted(files):
+                full = os.path.join(folder, name)
+                if not name.startswith("."):
+                    yield full, os.path.realpath(full) if os.path.islink(full) else os.path.join(real, name)
+
+
+def _unread(e: OSError) -> None:
+    log.warning("%s is left out: %s", e.filename, e.strerror)
+
+
+def _matches(word: str, root: str, dest: str) -> list[str]:
+    """Files and folders that a pattern stands for, in order. ``**`` by a walk of our own: glob's follows links in
+    circles."""
+    parts = os.path.abspath(word).split(os.sep)
+    if "**" not in parts:
+        return sorted(glob.glob(word))
+    pattern = ""
+    for part in parts:
+        if part == "**":
+            pattern += r"(?:[^/.][^/]*/)*"
+        else:
+            pattern += ("" if part.startswith(".") else r"(?!\.)") + "".join(map(_regex, _TOKENS.findall(part))) + "/"
+    wanted = re.compile(pattern)
+    return sorted(full for full, _ in _walk(root, dest, folders=True) if wanted.fullmatch(f"{full}/"))
+
+
+def _regex(token: str) -> str:
+    """For a piece of a pattern's component."""
+    if token in ("*", "?"):
+        return "[^/]*" if token == "*" else "[^/]"
+    if token[0] != "[" or len(token) == 1:
+        return re.escape(token)
+    negated = token[1] == "!"
+    body = re.sub(r"([^\w-])", r"\\\1", token[1 + negated : -1])
+    return f"[{'^' if negated else ''}{body}]"
 
 
 def _is_ours(path: str, dest: str) -> bool:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from streamdeblur.errors import WorkerError
 from streamdeblur.jobs.batch.sources import Source
 from streamdeblur.jobs.batch.units import Item
 
 Status = Literal["waiting", "working", "done", "differs", "quarantined"]
 STATUSES: tuple[Status, ...] = ("waiting", "working", "done", "differs", "quarantined")
+
+
+class TakenOver(WorkerError):
+    """Another driver has the job now: nothing more may be written into DEST."""
 
 
 @dataclass(slots=True)

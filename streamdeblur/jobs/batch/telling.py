@@ -107,8 +107,7 @@ def _watch(actor: Actor) -> None:
         if not done:
             return
         try:
-            found = _ray.get(actor.watching)
-            actor.frames, actor.unit_frames, actor.gpu_use = found["frames"], found["unit_frames"], found["gpu"]
+            actor.heard(_ray.get(actor.watching))
         except Exception:
             log.debug("%s does not answer", actor.name)
         actor.watching = None

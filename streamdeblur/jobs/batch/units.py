@@ -78,12 +78,14 @@ class SegmentDone:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """size, tag: of the result, as ``place.stat`` tells. summary: JSON values, see ``node``."""
+    """size, tag: of the result, as ``place.stat`` tells. detections: the same of the file of detections, where there is
+    one. summary: JSON values, see ``node``."""
 
     id: str
     size: int
     tag: str
     summary: Mapping[str, Any]
+    detections: tuple[int, str] | None = None
 
 
 Outcome = Failure | Probed | SegmentDone | Done
@@ -94,7 +96,7 @@ class JobSpec:
     """What every actor must know of the job. token: of this driver. threads: of the network, per actor.
 
     weights: for each name in the options what the actor reads instead: (hash, ending); the bytes come beside it.
-    build: see ``run_batch``.
+    build: see ``run_batch``. networks, detectors: options whose network and detector every actor tries at its start.
     """
 
     dest: str
@@ -105,3 +107,5 @@ class JobSpec:
     threads: int | None
     weights: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     build: Callable[[ProcessOptions], Restorer] | None = None
+    networks: tuple[ProcessOptions, ...] = ()
+    detectors: tuple[ProcessOptions, ...] = ()

@@ -12,6 +12,7 @@ of form that loses nothing, and a loss that no encoder or container here could h
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -49,9 +50,11 @@ def verify(
     duration: float | None = None,
     interlaced: Interlaced = "auto",
     deinterlace: bool = False,
+    progress: Callable[[], None] | None = None,
 ) -> VerifyReport:
     """Compare a file with the one that was made from it; the options as they were given to the job.
 
+    progress: called for every frame that was read, on this thread.
     Raises UnreadableInput when one of the two can't be opened. Broken packets of the source count as they do in a job
     with ``on_error="bypass"``. Decodes both files, each once; memory does not grow with their length.
     """
@@ -76,7 +79,9 @@ def verify(
         compare_chapters(report, a, b)
         for line in missing:
             report.differ(line)
-        checks, absent = _walk(report, pictures, paired, a, b, cut=bool(a.shift) and container not in BEFORE_ZERO)
+        checks, absent = _walk(
+            report, pictures, paired, a, b, cut=bool(a.shift) and container not in BEFORE_ZERO, progress=progress
+        )
         pictures.finish()
         for check in checks:
             check.finish(pictures.shift)
@@ -104,7 +109,14 @@ def muxer(reader: VideoReader) -> str:
 
 
 def _walk(
-    report: VerifyReport, pictures: PictureCheck, paired: Pairing, a: VideoReader, b: VideoReader, *, cut: bool
+    report: VerifyReport,
+    pictures: PictureCheck,
+    paired: Pairing,
+    a: VideoReader,
+    b: VideoReader,
+    *,
+    cut: bool,
+    progress: Callable[[], None] | None = None,
 ) -> tuple[list[TrackCheck], list[TrackCheck]]:
     """Read both files to their ends. Returns the checks of streams with and without a counterpart."""
     by_source: dict[int, TrackCheck] = {}
@@ -126,6 +138,8 @@ def _walk(
     def take(side: int, item: Any) -> None:
         if isinstance(item, DecodedFrame):
             pictures.take(side, item)
+            if progress is not None:
+                progress()
             return
         found = tables[side].get(item.packet.stream.index)
         if found is not None:
