@@ -29,7 +29,7 @@ import psutil
 from streamdeblur.config import parse
 from streamdeblur.frames import Frame
 from streamdeblur.jobs.live import FrameMeta, LiveJob, LiveOptions
-from streamdeblur.video.live.wire import Link
+from streamdeblur.video.live.link import Link
 from tests.live_feed import Feed
 from tests.rtsp_relay import Relay, free_port
 

@@ -170,7 +170,8 @@ def detect_on_checked(text: str) -> str:
 
 def _needs_detector(name: str) -> Conflict:
     def applies(options: Any) -> bool:
-        return options.detect is None and bool(getattr(options, name))
+        # A file that lists every option with its default asks for nothing.
+        return options.detect is None and getattr(options, name) != type(options).model_fields[name].default
 
     def says(options: Any) -> str:
         return f"{name} without a detector has no effect: name one with detect"
@@ -203,8 +204,11 @@ class DetectOptions(StrictModel):
     conflicts: ClassVar[tuple[Conflict, ...]] = tuple(
         # one each, so that the command line can overrule what a file says
         _needs_detector(name)
-        for name in ("annotate", "detections", "webhook", "mqtt")
-    )
+        for name in (
+            "annotate", "detections", "webhook", "mqtt", "track",
+            "detect_threshold", "detect_on", "detect_every", "detect_names", "detect_device", "detect_threads",
+        )
+    )  # fmt: skip
 
 
 class ProcessOptions(RestoreOptions, EncodeOptions, DetectOptions):
@@ -225,7 +229,7 @@ class ProcessOptions(RestoreOptions, EncodeOptions, DetectOptions):
     )
     reuse_refresh: int = Field(100, ge=1, le=1_000_000, description="Frames at most that a correction is kept.")
     skip_sharp: bool = Field(False, description="Leave tiles alone that are sharp already.")
-    sharp_below: float = Field(0.5, gt=0, le=1, description="Blur score below which a tile is sharp.")
+    sharp_below: float = Field(0.55, gt=0, le=1, description="Blur score below which a tile is sharp.")
     on_error: OnError = Field(
         "fail", description="bypass: keep what decodes and pass frames through that can't be restored."
     )
@@ -309,10 +313,12 @@ def merge(model: type[M], file: Mapping[str, Any], given: Mapping[str, Any], ori
     """A model from the values of a file and, over them, those of the command line.
 
     What is given wins: where it conflicts (``StrictModel.conflicts``) with a value that only the file has, the file's
-    is dropped. origin: the file's name. Faults of the file are blamed on the file. Raises ConfigError.
+    is dropped. origin: the file's name. Faults of the file are blamed on the file, but for what the command line puts
+    right. Raises ConfigError.
     """
-    parse(model, file, origin)
     values = {**file, **given}
+    if _conflict(model, file) is None or _conflict(model, values) is not None:
+        parse(model, file, origin)
     while (conflict := _conflict(model, values)) is not None:
         losers = [f for f in conflict.fields if f in values and f not in given]
         if len(losers) == len(conflict.fields) or not losers:

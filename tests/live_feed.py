@@ -1,7 +1,8 @@
 """A camera for tests: publishes numbered pictures, or a file, to an RTSP server in real time, for ever.
 
-``python tests/live_feed.py URL [WIDTHxHEIGHT] [RATE] [FIRST] [FILE]``. Frame FIRST + n leaves n / RATE seconds after
-the start. When the server goes away, it comes back to it, as cameras do; numbers go on. Prints each try on stdout.
+``python tests/live_feed.py URL WIDTHxHEIGHT RATE FIRST FILE SOUND NUMBERED``. Frame FIRST + n leaves n / RATE seconds
+after the start. NUMBERED draws the number into the pictures of a file as well. When the server goes away, it comes back
+to it, as cameras do; numbers go on. Prints each try on stdout.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import av
 import numpy as np
 
-from tests.clips import BITS, numbered_picture
+from tests.clips import BITS, draw_number, numbered_picture
 
 
-def publish(url: str, size: tuple[int, int], rate: int, first: int, file: str | None, sound: bool) -> None:
+def publish(
+    url: str, size: tuple[int, int], rate: int, first: int, file: str | None, sound: bool, numbered: bool
+) -> None:
     started = time.monotonic()
 
     while True:
@@ -43,8 +46,10 @@ def publish(url: str, size: tuple[int, int], rate: int, first: int, file: str | 
                     n = max(0, round((time.monotonic() - started) * rate))
                     begun = n if begun is None else begun
                     if source is not None:
-                        frame = next(source).reformat(format="yuv420p")
-                        frame = av.VideoFrame.from_ndarray(frame.to_ndarray(), format="yuv420p")
+                        planes = next(source).reformat(format="yuv420p").to_ndarray()
+                        if numbered:
+                            draw_number(planes[: size[1]], (first + n) % (1 << BITS))  # luma is all that is read
+                        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
                     else:
                         frame = av.VideoFrame.from_ndarray(
                             numbered_picture((first + n) % (1 << BITS), size), format="rgb24"
@@ -81,6 +86,7 @@ class Feed:
         first: int = 0,
         file: str = "",
         sound: bool = False,
+        numbered: bool = False,
     ) -> None:
         words = [
             sys.executable,
@@ -91,6 +97,7 @@ class Feed:
             str(first),
             file,
             "1" if sound else "",
+            "1" if numbered else "",
         ]
         self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
@@ -117,4 +124,5 @@ if __name__ == "__main__":
         int(sys.argv[4]),
         sys.argv[5] or None,
         bool(sys.argv[6]),
+        bool(sys.argv[7]),
     )

@@ -17,6 +17,7 @@ from rich.table import Table
 from streamdeblur.cli.console import make_console, set_up_logging
 from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.config import StrictModel
+from streamdeblur.errors import UsageError
 from streamdeblur.jobs.live.options import LiveOptions
 from streamdeblur.video.live.urls import MaskFilter, mask
 
@@ -66,6 +67,8 @@ def live(
     console = make_console()
     begin_logging(console, debug=debug)
     options = gather(LiveOptions, config, {**given, "to": to or None})
+    if as_json and options.detections == "-":
+        raise UsageError("--json and --detections - both write to stdout", "write the detections to a file")
     return execute(sources, options, console, as_json=as_json, quiet=quiet)
 
 
@@ -158,6 +161,9 @@ def _line(s: LiveSourceStatus) -> str:
         f"{n} {word}" for n, word in ((s.dropped, "dropped"), (s.late, "late"), (s.reconnects, "reconnects")) if n
     ]
     parts += [f"{o.target} {o.state}" for o in s.outputs if o.state != "live"]
+    parts += [f"{sink['name']} down" for sink in (s.detection or {}).get("sinks", ()) if sink["down"]]
+    if s.ledger is not None and s.ledger.error is not None:
+        parts.append(f"ledger: {s.ledger.error}")
     if s.state != "live" and s.error:
         parts.append(s.error)
     return ", ".join(parts)
@@ -179,7 +185,15 @@ def _sum(s: LiveSourceStatus) -> str:
     for o in s.outputs:
         lost = f", {o.dropped} packets lost" if o.dropped else ""
         parts.append(f"{o.target} ({o.packets} packets{lost}{f', {o.segments} files' if o.segments else ''})")
+    for sink in (s.detection or {}).get("sinks", ()):
+        parts.append(f"{sink['name']} ({sink['sent']} records{_lost(sink['dropped'])})")
+    if s.ledger is not None:
+        parts.append(f"ledger {s.ledger.path} ({s.ledger.lines} lines{_lost(s.ledger.lost)})")
     return ", ".join(parts)
+
+
+def _lost(count: int) -> str:
+    return f", {count} lost" if count else ""
 
 
 def _table(s: LiveStatus) -> Table:

@@ -14,6 +14,7 @@ FastestDet (Ma 2022; program of the author, dog-qiuqiu/FastestDet, ``example/onn
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Raw:
     class_ids: npt.NDArray[np.int64]
 
 
-class Layout:
+class Layout(ABC):
     """How pictures go into a network and boxes come out. Stateless; any thread."""
 
     name: str
@@ -56,13 +57,13 @@ class Layout:
     #: (height, width) of the network's input
     size: tuple[int, int]
 
+    @abstractmethod
     def prepare(self, rgb: Picture) -> tuple[Floats, tuple[float, float]]:
         """((1, 3, H, W) float32 C-contiguous, pixels of the input for one of the picture: (across, down))."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, output: Floats, threshold: float) -> Raw:
         """What scores ``threshold`` or more."""
-        raise NotImplementedError
 
 
 class YoloxLayout(Layout):

@@ -5,7 +5,10 @@ pixels k apart (the second-order structure function), pictures follow D(k) ~ k^(
 step edges and most sharp texture 0.5 to 0.7, and whatever is smooth at the scale of the lags, as a blur makes it, goes
 to 1. Contrast and brightness cancel in the ratio:
 
-    H = log(D(4) / D(1)) / (2 log 4)        mean over four directions, so that a blur along any of them counts
+    H = log(D(4) / D(1)) / (2 log 4)        for each of four directions
+
+A whole picture scores their mean. A tile scores the largest: motion blurs along one direction, and what is across it
+stays as sharp as it was. That tells blurred tiles from sharp ones better than the mean does (docs/reuse.md).
 
 Noise lowers the score of a blurred picture: an H that is low may mean sharp or noisy.
 """
@@ -26,32 +29,31 @@ _LAG = 4
 _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 #: D(4) below this, in levels of 8 bits squared, is nothing that anybody sees: less than a level of difference.
 _FLAT = 1.0
-#: Only every second row is a starting point: half the work, the same expectation.
-_ROWS = 2
+#: Only every third row is a starting point: a third of the work, the same expectation. An odd number, or the edges of a
+#: codec's blocks would lie between pairs of rows that are never compared.
+_ROWS = 3
 #: D of what is constant but for rounding to whole codes: twice the variance of a uniform distribution.
 _ROUNDING = 2.0 / 12.0
 
 
 def blur_scores(luma: Array, tile: int, *, depth: int = 8) -> Scores:
-    """Blur of each tile of a luma plane: (rows, columns) float32 in [0, 1], higher is more blurred.
+    """Blur of each tile of a luma plane, along the direction where it is largest: (rows, columns) float32 in [0, 1].
 
     luma: (H, W) code values of ``depth`` bits, any integer or float type, may be strided and read-only. tile: side in
     pixels, 8 or more; tiles begin at the top left corner, those at the right and bottom may be smaller. A tile without
     structure scores 0: there is nothing to restore in it. Raises ValueError for another shape or a smaller tile.
     Thread-safe. About 10 ms for 1280x720 on one core.
     """
-    if luma.ndim != 2 or 0 in luma.shape:
-        raise ValueError(f"luma of shape {luma.shape}: expected (H, W)")
     if tile < 8:
         raise ValueError(f"tiles of {tile} px are too small to judge: take 8 or more")
-    near, far, used = _structure(luma, tile)
-    unit = float(1 << (depth - 8)) ** 2
-    return _exponent(near, far, used, unit)
+    exponents, _ = _exponents(luma, tile, depth)
+    return np.asarray(exponents.max(axis=0), np.float32)
 
 
 def blur_score(luma: Array, *, depth: int = 8) -> float:
-    """Blur of a whole picture in [0, 1], as in ``blur_scores``; its regions count by their contrast."""
-    return float(blur_scores(luma, max(8, *luma.shape), depth=depth)[0, 0])
+    """Blur of a whole picture in [0, 1], the mean over all directions; its regions count by their contrast."""
+    exponents, structured = _exponents(luma, max(8, *luma.shape), depth)
+    return float(exponents.sum() / max(1, structured.sum()))
 
 
 def _structure(luma: Array, tile: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[int]]:
@@ -102,15 +104,13 @@ def _tile_means(
     return np.pad(means, ((0, missing[0]), (0, missing[1])), mode="edge") if any(missing) else means
 
 
-def _exponent(
-    near: npt.NDArray[np.float64], far: npt.NDArray[np.float64], used: list[int], unit: float
-) -> npt.NDArray[np.float32]:
-    """unit: one level of 8 bits, squared, in squared code values."""
-    if not used:
-        return np.zeros(near.shape[1:], np.float32)
-    structured = far[used] > _FLAT * unit
-    ratio = np.maximum(far[used] - _ROUNDING, 1e-12) / np.maximum(near[used] - _ROUNDING, 1e-12)
+def _exponents(luma: Array, tile: int, depth: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """H of each direction and tile, (directions, rows, columns), 0 where there is no structure; and where there is."""
+    if luma.ndim != 2 or 0 in luma.shape:
+        raise ValueError(f"luma of shape {luma.shape}: expected (H, W)")
+    near, far, used = _structure(luma, tile)
+    structured = far > _FLAT * float(1 << (depth - 8)) ** 2  # a level of 8 bits, in squared code values
+    structured[[n for n in range(len(_DIRECTIONS)) if n not in used]] = False
+    ratio = np.maximum(far - _ROUNDING, 1e-12) / np.maximum(near - _ROUNDING, 1e-12)
     exponent = np.clip(np.log(np.maximum(ratio, 1e-12)) / (2 * math.log(_LAG)), 0.0, 1.0)
-    count = structured.sum(axis=0)
-    total = np.where(structured, exponent, 0.0).sum(axis=0)
-    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), 0.0), np.float32)
+    return np.where(structured, exponent, 0.0), structured

@@ -101,7 +101,7 @@ class SpendOptions:
     refresh: int = 100
     halo: int = 16
     skip_sharp: bool = False
-    sharp_below: float = 0.5
+    sharp_below: float = 0.55
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:

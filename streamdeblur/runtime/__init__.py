@@ -6,6 +6,7 @@
 from streamdeblur.runtime.ledger import (
     FrameRecord,
     Ledger,
+    LedgerGap,
     LedgerHeader,
     LedgerLine,
     LedgerSummary,
@@ -22,6 +23,7 @@ __all__ = [
     "FrameRecord",
     "InProcessPool",
     "Ledger",
+    "LedgerGap",
     "LedgerHeader",
     "LedgerLine",
     "LedgerSummary",

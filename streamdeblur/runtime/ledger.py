@@ -1,8 +1,9 @@
 """The ledger: what became of every frame, as JSON lines.
 
 The first line is a header (schema, version, source, output, settings, start), then comes one line a frame in order of
-index, then a summary with the counts. Lines are appended whole and at once, never rewritten, so that a crash leaves all
-that was known; a ledger without a summary is one of a run that did not finish.
+index, then a summary with the counts. A live job whose disk stands still writes one line for all the frames that it
+could not tell of in the meantime (a gap). Lines are appended whole and at once, never rewritten, so that a crash leaves
+all that was known; a ledger without a summary is one of a run that did not finish.
 """
 
 from __future__ import annotations
@@ -82,7 +83,64 @@ class LedgerSummary:
     finished: str
 
 
-LedgerLine = LedgerHeader | FrameRecord | LedgerSummary
+@dataclass(frozen=True, slots=True)
+class LedgerGap:
+    """Frames from index ``first`` on that have no lines of their own, because nothing could be written at the time."""
+
+    first: int
+    counts: Mapping[Status, int]
+
+    @property
+    def frames(self) -> int:
+        return sum(self.counts.values())
+
+
+LedgerLine = LedgerHeader | FrameRecord | LedgerGap | LedgerSummary
+
+
+def encode_line(line: LedgerLine) -> str:
+    """A line of the file, with its end; ``read_ledger`` reads it back."""
+    values: dict[str, Any]
+    if isinstance(line, LedgerHeader):
+        values = {
+            "type": "header",
+            "schema": line.schema,
+            "version": line.version,
+            "source": line.source,
+            "output": line.output,
+            "settings": line.settings,
+            "started": line.started,
+        }
+    elif isinstance(line, FrameRecord):
+        values = {
+            "type": "frame",
+            "index": line.index,
+            "pts_in": line.pts_in,
+            "pts_out": line.pts_out,
+            "time_base": str(line.time_base),
+            "status": line.status,
+            "tiles": None if line.tiles is None else _plain(line.tiles),
+            "worker": line.worker,
+            "seconds": None if line.seconds is None else round(line.seconds, 6),
+            "reason": line.reason,
+        }
+    elif isinstance(line, LedgerGap):
+        values = {"type": "gap", "first": line.first, "counts": dict(line.counts)}
+    else:
+        values = {
+            "type": "summary",
+            "frames": line.frames,
+            "counts": dict(line.counts),
+            "tiles": _plain(line.tiles),
+            "seconds": round(line.seconds, 6),
+            "error": line.error,
+            "finished": line.finished,
+        }
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":"), default=str) + "\n"
+
+
+def _plain(tiles: TileCounts) -> dict[str, int]:
+    return {"restored": tiles.restored, "reused": tiles.reused, "skipped": tiles.skipped}
 
 
 class Ledger:
@@ -111,24 +169,14 @@ class Ledger:
         self._seconds = 0.0
         if self._path is not None:
             try:
-                self._file = self._path.open("w", encoding="utf-8", buffering=1)  # a line at a time
+                # A line at a time; what is no text (names of files) as JSON's own escapes: backslashreplace.
+                self._file = self._path.open("w", encoding="utf-8", errors="backslashreplace", buffering=1)
             except OSError as error:
                 raise OutputError(
                     f"can't write the ledger {self._path}: {error.strerror}", "name a file in a writable folder"
                 ) from error
-            header = LedgerHeader(source, output, dict(settings or {}), version, _now())
             try:
-                self._write(
-                    {
-                        "type": "header",
-                        "schema": header.schema,
-                        "version": header.version,
-                        "source": header.source,
-                        "output": header.output,
-                        "settings": header.settings,
-                        "started": header.started,
-                    }
-                )
+                self._write(LedgerHeader(source, output, dict(settings or {}), version, now()))
             except BaseException:
                 self._drop_file()
                 raise
@@ -163,23 +211,7 @@ class Ledger:
             raise ValueError(f"status {record.status!r} is not one of {', '.join(STATUSES)}")
         # Written first: a line that could not be written is not counted.
         if self._file is not None:
-            tiles = record.tiles
-            self._write(
-                {
-                    "type": "frame",
-                    "index": record.index,
-                    "pts_in": record.pts_in,
-                    "pts_out": record.pts_out,
-                    "time_base": str(record.time_base),
-                    "status": record.status,
-                    "tiles": None
-                    if tiles is None
-                    else {"restored": tiles.restored, "reused": tiles.reused, "skipped": tiles.skipped},
-                    "worker": record.worker,
-                    "seconds": None if record.seconds is None else round(record.seconds, 6),
-                    "reason": record.reason,
-                }
-            )
+            self._write(record)
         self._frames += 1
         self._counts[record.status] += 1
         if record.tiles is not None:
@@ -213,17 +245,7 @@ class Ledger:
         if self._file is None:
             return
         try:
-            self._write(
-                {
-                    "type": "summary",
-                    "frames": self._frames,
-                    "counts": self._counts,
-                    "tiles": {"restored": self._tiles[0], "reused": self._tiles[1], "skipped": self._tiles[2]},
-                    "seconds": round(self._seconds, 6),
-                    "error": error,
-                    "finished": _now(),
-                }
-            )
+            self._write(LedgerSummary(self._frames, self._counts, self.tiles, self._seconds, error, now()))
             try:
                 os.fsync(self._file.fileno())
             except OSError as failure:
@@ -246,11 +268,10 @@ class Ledger:
         except OutputError:
             pass  # the error under way says more
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: LedgerLine) -> None:
         assert self._file is not None
-        text = json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=str)
         try:
-            self._file.write(text + "\n")
+            self._file.write(encode_line(line))
         except OSError as error:
             raise self._explain(error) from error
 
@@ -268,7 +289,7 @@ class Ledger:
 
 
 def read_ledger(path: str | os.PathLike[str]) -> Iterator[LedgerLine]:
-    """Read a ledger line by line: its header, its frames in order, its summary.
+    """Read a ledger line by line: its header, its frames (or gaps) in order, its summary.
 
     A last line that a crash cut short is left out, as is the summary that was never written. Raises UnreadableInput
     when the file can't be read or is no ledger, InputError naming the line when one is not what it should be.
@@ -303,6 +324,12 @@ def _lines(name: Path, file: TextIO) -> Iterator[LedgerLine]:
                     raise ValueError(f"frame {line.index} in the place of frame {frames}")
                 frames += 1
                 counts[line.status] += 1
+            elif isinstance(line, LedgerGap):
+                if line.first != frames:
+                    raise ValueError(f"a gap at frame {line.first} in the place of frame {frames}")
+                frames += line.frames
+                for status, count in line.counts.items():
+                    counts[status] += count
             elif isinstance(line, LedgerSummary):
                 finished = True
                 if (line.frames, dict(line.counts)) != (frames, counts):
@@ -343,17 +370,23 @@ def _parse(line: Any) -> LedgerLine:
             None if seconds is None else float(seconds),
             _typed(line, "reason", str, None),
         )
+    if kind == "gap":
+        return LedgerGap(_typed(line, "first", int), _counts(line))
     if kind == "summary":
-        counts = _typed(line, "counts", dict)
         return LedgerSummary(
             _typed(line, "frames", int),
-            {_status(key): _typed(counts, key, int) for key in counts},
+            _counts(line),
             _tiles(line["tiles"]),
             float(_typed(line, "seconds", int, float)),
             _typed(line, "error", str, None),
             _typed(line, "finished", str),
         )
-    raise ValueError(f"type {kind!r} is not header, frame or summary")
+    raise ValueError(f"type {kind!r} is not header, frame, gap or summary")
+
+
+def _counts(line: Mapping[str, Any]) -> dict[Status, int]:
+    counts = _typed(line, "counts", dict)
+    return {_status(key): _typed(counts, key, int) for key in counts}
 
 
 def _typed(line: Mapping[str, Any], key: str, *kinds: type | None) -> Any:
@@ -375,5 +408,6 @@ def _tiles(value: Mapping[str, Any]) -> TileCounts:
     return TileCounts(*(_typed(value, key, int) for key in ("restored", "reused", "skipped")))
 
 
-def _now() -> str:
+def now() -> str:
+    """This moment as the ledger tells it: ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

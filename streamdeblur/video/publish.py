@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from streamdeblur.video.live.backoff import Backoff
+from streamdeblur.video.live.link import Note, SoundStream
 from streamdeblur.video.live.process import Child
 from streamdeblur.video.live.urls import mask
-from streamdeblur.video.live.wire import Note
 from streamdeblur.video.publish_targets import Target
 from streamdeblur.video.publish_wire import (
     Begin,
@@ -95,10 +95,10 @@ class Publisher:
         child = self._child
         return child.pid if child is not None else None
 
-    def begin(self, video: bytes, sound: bytes | None, sound_codec: str) -> None:
-        """The streams from here on; the output is opened anew."""
+    def begin(self, video: bytes, sound: SoundStream | None) -> None:
+        """The streams from here on, video as a ``reading.template``; the output is opened anew."""
         with self._changed:
-            self._queue.append(Begin(self.target, self._settings, video, sound, sound_codec))
+            self._queue.append(Begin(self.target, self._settings, video, sound))
             self._want_key = True
             self._changed.notify_all()
 

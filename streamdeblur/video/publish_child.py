@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,11 +20,10 @@ from typing import Any
 import av
 import av.error
 
-from streamdeblur.video.live.child import LinkHandler
-from streamdeblur.video.live.process import serve
+from streamdeblur.video.live.link import Link
+from streamdeblur.video.live.process import run_child
 from streamdeblur.video.live.reading import sound_of
 from streamdeblur.video.live.urls import mask, remember
-from streamdeblur.video.live.wire import Link
 from streamdeblur.video.opening import reason
 from streamdeblur.video.publish_targets import segment_path
 from streamdeblur.video.publish_wire import Begin, Failed, Finish, Finished, Opened, Out, Segment, Taken
@@ -63,14 +61,19 @@ class Output:
         self.note = ""
         if begin.sound is not None:
             takes = _SOUND.get(self._target.format)
-            if takes is None or begin.sound_codec in takes:
-                self._sound_header, self._sound = sound_of(begin.sound)
+            if takes is None or begin.sound.codec in takes:
+                self._sound_header, self._sound = sound_of(begin.sound.header)
             else:
-                self.note = f"{begin.sound_codec} sound is left out: {self._target.format} does not carry it"
+                self.note = f"{begin.sound.codec} sound is left out: {self._target.format} does not carry it"
         self._container: av.container.OutputContainer | None = None
         self._streams: dict[bool, Any] = {}
         self._zero = Fraction(0)
         self._last: dict[bool, int] = {}
+        #: A fragment of MP4 begins where the durations before it end: without that of its last packet, a pause of the
+        #: source at the cut is lost and all that follows is early. So a packet waits for the one behind it.
+        self._holds = self._target.format in ("hls", "mp4", "mov")
+        self._held: av.Packet[Any] | None = None
+        self._length = 0
         self._path: Path | None = None
         self._started = Fraction(0)
         self._folder: Path | None = None
@@ -87,6 +90,8 @@ class Output:
 
     def write(self, out: Out, data: bytes) -> None:
         """Mux a packet. A file is opened at its first keyframe, and anew at a keyframe when it is long enough."""
+        if out.video:
+            self._release(out.dts - round(self._zero / out.time_base))
         if self._target.kind == "file" and out.video and out.key:
             now = out.pts * out.time_base
             long = self._settings.segment > 0 and now - self._started >= self._settings.segment
@@ -110,7 +115,21 @@ class Output:
             packet.duration = out.duration
         packet.is_keyframe = out.key
         packet.stream = stream
-        self._container.mux_one(packet)
+        if self._holds and out.video:
+            self._held = packet
+        else:
+            self._container.mux_one(packet)
+
+    def _release(self, following: int | None) -> None:
+        """Mux the packet that was held. following: decoding time of the next; None at the end."""
+        held, self._held = self._held, None
+        if held is None or self._container is None:
+            return
+        assert held.dts is not None
+        if following is not None and following > held.dts:
+            self._length = following - held.dts
+        held.duration = self._length
+        self._container.mux_one(held)
 
     def finish(self, *, last: bool = False) -> None:
         """Trailer and final names. last: nothing follows, and players may know."""
@@ -184,6 +203,7 @@ class Output:
 
     def _open(self, url: str, options: dict[str, str]) -> None:
         self._last.clear()
+        self._held = None
         container = av.open(url, "w", format=self._target.format, options=options)
         try:
             self._streams = {True: container.add_stream_from_template(self._video, opaque=True)}
@@ -199,6 +219,12 @@ class Output:
         self._container = container
 
     def _close(self) -> None:
+        try:
+            self._release(None)
+        finally:
+            self._shut()
+
+    def _shut(self) -> None:
         container, self._container = self._container, None
         path, self._path = self._path, None
         if container is None:
@@ -238,9 +264,6 @@ def explain(e: BaseException) -> Failed:
 
 def run(link: Link) -> None:
     """Serve until the parent closes the link."""
-    logger = logging.getLogger("streamdeblur")
-    logger.addHandler(LinkHandler(link))
-    logger.propagate = False
     output: Output | None = None
     while True:
         try:
@@ -273,13 +296,5 @@ def run(link: Link) -> None:
             link.send(explain(e))
 
 
-def main() -> None:
-    link = serve(sys.argv[1], orphan_grace=10.0)
-    try:
-        run(link)
-    finally:
-        os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    run_child(run, orphan_grace=10.0)

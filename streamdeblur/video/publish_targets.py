@@ -7,10 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from streamdeblur.errors import OutputError, UsageError
-from streamdeblur.video.live.urls import is_url, mask, scheme_of, with_credentials
+from streamdeblur.video.live.urls import check_url, is_url, mask, scheme_of, with_credentials
 from streamdeblur.video.writer import muxer_for
 
 Kind = Literal["rtsp", "hls", "stream", "file", "none"]
@@ -48,10 +47,10 @@ def parse_target(text: str) -> Target:
     if is_url(text):
         scheme = scheme_of(text)
         if scheme in ("rtsp", "rtsps"):
-            _check_host(text)
+            check_url(text, "output")
             return Target("rtsp", with_credentials(text), mask(text), "rtsp")
         if scheme in _STREAMS:
-            _check_host(text)
+            check_url(text, "output")
             return Target("stream", with_credentials(text), mask(text), "mpegts")
         near = difflib.get_close_matches(scheme, ("rtsp", *_STREAMS), 1)
         raise UsageError(
@@ -67,16 +66,6 @@ def parse_target(text: str) -> Target:
     if not os.path.isdir(folder):
         raise OutputError(f"folder {folder} of the output does not exist", "create it")
     return Target("file", text, text, muxer)
-
-
-def _check_host(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as e:
-        raise UsageError(f"output {mask(url)} is no address: {e}") from e
-    if not host and parts.scheme != "udp":
-        raise UsageError(f"output {mask(url)} names no host")
 
 
 def segment_path(path: Path, stamp: str) -> Path:

@@ -1,10 +1,11 @@
-"""What a publisher and its process say to each other, over ``live.wire.Link``."""
+"""What a publisher and its process say to each other, over a ``live.link``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
 
+from streamdeblur.video.live.link import SoundStream
 from streamdeblur.video.publish_targets import Target
 
 
@@ -25,13 +26,12 @@ class PublishSettings:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Open the output anew with these streams. video, sound: ``reading.template``; sound is None for none."""
+    """Open the output anew with these streams. video: ``reading.template``."""
 
     target: Target
     settings: PublishSettings
     video: bytes
-    sound: bytes | None
-    sound_codec: str
+    sound: SoundStream | None
 
 
 @dataclass(frozen=True, slots=True)

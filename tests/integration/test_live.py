@@ -26,6 +26,7 @@ from streamdeblur.config import parse
 from streamdeblur.errors import InputError, UnreadableInput, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.jobs.live import Engine, FrameMeta, LiveJob, LiveOptions, LiveStatus
+from streamdeblur.jobs.live.engines import LiveWork
 from streamdeblur.runtime.ledger import FrameRecord, read_ledger
 from tests.clips import read_number, read_packets, write_numbered_clip
 from tests.commands import environment
@@ -379,6 +380,24 @@ def test_a_file_ends_the_job_and_every_frame_is_accounted_for(tmp_path: Path) ->
     if not source.dropped:
         assert numbers_in(tmp_path / "out.mp4") == list(range(2 * RATE))
     assert json.loads(json.dumps(summary.as_dict()))["sources"][0]["frames"] == 2 * RATE
+
+
+class SideBySide(LiveWork):
+    """Gains by three threads that call it at once."""
+
+    def share(self) -> int:
+        return 3
+
+    def __call__(self, frame: Frame, regions: Any = None) -> tuple[Any, ...]:
+        return tuple(np.zeros(p.shape, np.int16) for p in frame.planes)
+
+
+def test_threads_that_work_side_by_side_share_the_load(tmp_path: Path) -> None:
+    clip = write_numbered_clip(tmp_path / "in.mp4", RATE, SIZE, rate=RATE)
+    side_by_side = Engine(lambda: SideBySide([]), ("model", "bypass"))
+    with running(str(clip), engine=side_by_side, loop=True) as (job, _):
+        wait_for(lambda: job.ladder.workers == 3, "three workers on the ladder")
+        wait_for(lambda: job.status().sources[0].restored > 3, "restored frames")
 
 
 def test_a_tap_that_blocks_or_fails_stops_nothing(tmp_path: Path, caplog: Any) -> None:

@@ -79,7 +79,7 @@ def test_a_full_disk_is_told_once_and_the_job_goes_on(caplog: pytest.LogCaptureF
 def test_no_line_is_left_half_written_by_a_disk_that_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jsonl"
     sink = JsonLinesSink(path)
-    mine, real, full = sink._file, os.write, threading.Event()
+    mine, real, full = sink._file._number, os.write, threading.Event()
 
     def write_part_then_fail(file: int, data: bytes) -> int:
         if file == mine and full.is_set():

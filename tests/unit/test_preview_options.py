@@ -120,6 +120,7 @@ def test_a_strangers_domain_that_points_here_is_not_ours(host: str | None) -> No
 def test_an_origin_is_the_same_only_with_its_port() -> None:
     assert same_origin(None, "a:1")
     assert same_origin("http://A:1", "a:1")
+    assert not same_origin("http://[::1", "a:1")
     assert not same_origin("http://a:2", "a:1")
     assert not same_origin("null", "a:1")
     assert not same_origin("http://a:1", None)

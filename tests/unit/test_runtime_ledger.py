@@ -82,6 +82,16 @@ def test_reads_back_what_was_written(tmp_path: Path) -> None:
     assert (summary.frames, summary.counts["restored"], summary.tiles) == (5, 2, TileCounts(15, 2, 10))
 
 
+def test_names_that_are_no_text_come_back(tmp_path: Path) -> None:
+    source = os.fsdecode(b"/a/caf\xe9 \xff.mp4")
+    with Ledger(tmp_path / "l.jsonl", source=source, output="out.mkv"):
+        pass
+    assert (tmp_path / "l.jsonl").read_bytes().decode("utf-8")
+    header = next(iter(read_ledger(tmp_path / "l.jsonl")))
+    assert isinstance(header, LedgerHeader)
+    assert os.fsencode(header.source) == b"/a/caf\xe9 \xff.mp4"
+
+
 def test_counts_without_a_file() -> None:
     ledger = Ledger(None)
     fill(ledger)

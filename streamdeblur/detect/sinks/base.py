@@ -7,6 +7,7 @@ import logging
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class SinkStats:
     error: str | None
 
 
-class Sink:
+class Sink(ABC):
     """A queue of records and the thread that empties it into ``_deliver``.
 
     ``send`` returns at once: where the queue is full, the oldest record is dropped and counted. All public methods are
@@ -114,15 +115,15 @@ class Sink:
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def _open(self) -> None:  # noqa: B027
         """Called once, before the first delivery; may raise StreamdeblurError, which is as a failed delivery."""
 
+    @abstractmethod
     def _deliver(self, records: list[Record]) -> None:
         """Bring records where they belong. Raises StreamdeblurError (without credentials) where it fails:
         ``Refused`` where trying again is of no use, anything else to be tried again later."""
-        raise NotImplementedError
 
-    def _shut(self) -> None:
+    def _shut(self) -> None:  # noqa: B027
         """Called once, at the end."""
 
     def _work(self) -> None:

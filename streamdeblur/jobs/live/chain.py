@@ -1,7 +1,7 @@
 """The frames of one source as they leave: corrected, shown to those who look, encoded once, handed to every output.
 
 A thread of its own for each source, with a bounded queue before it. When encoding can't keep up, frames are left out
-(and booked so) rather than kept waiting.
+(and booked so, in their turn) rather than kept waiting.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 
-from streamdeblur.errors import EncoderError, OutputError
+from streamdeblur.errors import EncoderError
 from streamdeblur.frames import Frame, FrameSpec
 from streamdeblur.jobs.live.line import Entry
 from streamdeblur.jobs.live.options import LiveOptions
+from streamdeblur.jobs.live.record import LiveLedger
 from streamdeblur.jobs.live.status import Meter
 from streamdeblur.jobs.live.taps import FrameMeta, Tap
-from streamdeblur.jobs.live.treatment import Treatment
+from streamdeblur.jobs.live.treatment import Plan, Treatment
 from streamdeblur.jobs.live.watching import LiveWatch
-from streamdeblur.runtime.ledger import STATUSES, FrameRecord, Ledger, Status, TileCounts
+from streamdeblur.runtime.ledger import FrameRecord, LedgerGap, Status, TileCounts
 from streamdeblur.video.live.clock import TICKS, TIME_BASE
+from streamdeblur.video.live.link import SoundStream
 from streamdeblur.video.live.source import SoundPacket
-from streamdeblur.video.live.wire import SoundStream
 from streamdeblur.video.publish import Publisher
 from streamdeblur.video.publish_encoder import EncodedPacket, LiveEncoder
 from streamdeblur.video.publish_wire import Out
@@ -33,11 +35,20 @@ from streamdeblur.video.tags import SourceTags
 
 log = logging.getLogger(__name__)
 
-_QUEUE = 12
+#: Frames that wait, and those among them and left out that are still to be booked one by one.
+_QUEUE, _UNBOOKED = 12, 512
 #: Packets of sound that wait for the pictures they belong to: some ten seconds of small ones.
 _SOUND = 1024
 #: Seconds before an encoder that failed is tried again.
 _ENCODER_PAUSE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """A frame that was left out, without its picture: it is booked in its turn."""
+
+    record: FrameRecord
+    plan: Plan | None
 
 
 class Chain:
@@ -53,7 +64,7 @@ class Chain:
         steps: Sequence[str],
         publishers: Sequence[Publisher],
         treatment: Treatment,
-        ledger: Ledger,
+        ledger: LiveLedger,
         taps: Callable[[], Sequence[Tap]],
         watch: LiveWatch | None = None,
     ) -> None:
@@ -62,12 +73,11 @@ class Chain:
         self._steps = tuple(steps)
         self.publishers = tuple(publishers)
         self._treatment = treatment
-        self._ledger: Ledger | None = ledger
-        self.counts: dict[Status, int] = dict.fromkeys(STATUSES, 0)
-        self.tiles = TileCounts()
+        self.ledger = ledger
         self._taps = taps
         self._watch = watch
-        self._queue: deque[Entry] = deque()
+        self._queue: deque[Entry | _Gone | LedgerGap] = deque()
+        self._waiting = 0  # entries among them
         self._sound: deque[SoundPacket] = deque(maxlen=_SOUND)
         self._changed = threading.Condition()
         self._closing = False
@@ -87,14 +97,35 @@ class Chain:
     def put(self, entry: Entry) -> None:
         """Hand over a frame that leaves the line; returns at once."""
         with self._changed:
-            waiting = sum(e.fate != "dropped" for e in self._queue)
-            if waiting >= _QUEUE:
-                for old in self._queue:
-                    if old.fate != "dropped":
-                        old.fate, old.reason, old.corrections = "dropped", "encoding behind", None
-                        break
-            self._queue.append(entry)
+            self.late += entry.missed
+            if entry.fate == "dropped":
+                self._queue.append(_gone(entry))
+            else:
+                if self._waiting >= _QUEUE:
+                    self._leave_out("encoding behind")
+                self._queue.append(entry)
+                self._waiting += 1
+            if len(self._queue) > _UNBOOKED:
+                self._shorten()
             self._changed.notify()
+
+    def _leave_out(self, reason: str) -> None:
+        """The oldest frame that waits. With the lock held."""
+        for n, old in enumerate(self._queue):
+            if isinstance(old, Entry):
+                old.fate, old.reason = "dropped", reason
+                self._queue[n] = _gone(old)
+                self._waiting -= 1
+                return
+
+    def _shorten(self) -> None:
+        """Two items at the head become one: of frames that wait to be booked for so long only the number is kept. With
+        the lock held."""
+        items = [self._queue.popleft() for _ in range(2)]
+        self._waiting -= sum(isinstance(i, Entry) for i in items)
+        first = items[0].first if isinstance(items[0], LedgerGap) else _record_of(items[0]).index
+        count = sum(i.frames if isinstance(i, LedgerGap) else 1 for i in items)
+        self._queue.appendleft(LedgerGap(first, {"dropped": count}))
 
     def sound(self, packet: SoundPacket) -> None:
         """A packet of sound; it leaves with the pictures of its time."""
@@ -114,11 +145,7 @@ class Chain:
             t.join()
         if self._encoder is not None:
             self._encoder.close()
-        try:
-            if self._ledger is not None:
-                self._ledger.close()
-        except OutputError as e:
-            log.warning("source %s: %s", self._name, e)
+        self.ledger.close()
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
@@ -128,44 +155,49 @@ class Chain:
                 self._changed.wait_for(lambda: self._queue or self._closing)
                 if not self._queue:
                     return
-                entry = self._queue.popleft()
-            try:
-                self._handle(entry)
-            except Exception as e:  # one frame must not end a source
-                log.exception("frame %d of source %s", entry.arrived.frame.index, self._name)
-                self.error = entry.reason = f"{type(e).__name__}: {e}"
-                entry.corrections = None
-                with suppress(Exception):  # if it was booked already
-                    self._book(entry, "failed", None)
+                item = self._queue.popleft()
+                self._waiting -= isinstance(item, Entry)
+            if isinstance(item, LedgerGap):
+                self._treatment.forget()
+                self.ledger.gap(item)
+            elif isinstance(item, _Gone):
+                if item.plan is not None:
+                    self._treatment.missed(item.plan)
+                self.ledger.record(item.record)
+            else:
+                self._leave(item)
+
+    def _leave(self, entry: Entry) -> None:
+        try:
+            self._handle(entry)
+        except Exception as e:  # one frame must not end a source
+            log.exception("frame %d of source %s", entry.arrived.frame.index, self._name)
+            self.error = entry.reason = f"{type(e).__name__}: {e}"
+            entry.corrections = None
+            with suppress(ValueError):  # it was booked already
+                self.ledger.record(_record(entry, "failed", None))
 
     def _handle(self, entry: Entry) -> None:
         started = time.monotonic()
         frame = entry.arrived.frame
-        status: Status = (
-            "restored" if entry.fate == "restored" else "dropped" if entry.fate == "dropped" else "bypassed"
-        )
+        status: Status = "restored" if entry.fate == "restored" else "bypassed"
         tiles: TileCounts | None = None
-        if entry.missed:
-            self.late += 1
-        if status != "dropped":
-            after = frame
-            if entry.corrections is not None and entry.plan is not None:
-                after, tiles = self._treatment.compose(frame, entry.corrections, entry.plan)
-            elif entry.plan is not None:
-                self._treatment.missed(entry.plan)
-            shown = after
-            if self._watch is not None:
-                shown = self._watch.see(entry.arrived, after if status == "restored" else None)
-            self._encode(entry, shown)
-            now = time.monotonic()
-            latency = now - entry.arrived.arrival
-            self.latency.add(now, latency)
-            self.work += 0.1 * (now - started - self.work)
-            self._show(entry, frame, after, status, latency)
+        after = frame
+        if entry.corrections is not None and entry.plan is not None:
+            after, tiles = self._treatment.compose(frame, entry.corrections, entry.plan)
         elif entry.plan is not None:
             self._treatment.missed(entry.plan)
+        shown = after
+        if self._watch is not None:
+            shown = self._watch.see(entry.arrived, after if status == "restored" else None)
+        self._encode(entry, shown)
+        now = time.monotonic()
+        latency = now - entry.arrived.arrival
+        self.latency.add(now, latency)
+        self.work += 0.1 * (now - started - self.work)
+        self._show(entry, frame, after, status, latency)
         entry.corrections = None
-        self._book(entry, status, tiles)
+        self.ledger.record(_record(entry, status, tiles))
 
     def _show(self, entry: Entry, before: Frame, after: Frame, status: Status, latency: float) -> None:
         taps = self._taps()
@@ -185,26 +217,6 @@ class Chain:
         )
         for tap in taps:
             tap.give(self._name, before, after, meta)
-
-    def _book(self, entry: Entry, status: Status, tiles: TileCounts | None) -> None:
-        frame = entry.arrived.frame
-        out = None if status == "dropped" else frame.pts
-        record = FrameRecord(
-            frame.index, frame.pts, out, TIME_BASE, status, tiles, entry.worker, entry.seconds, entry.reason
-        )
-        self.counts[status] += 1
-        if tiles is not None:
-            t = self.tiles
-            self.tiles = TileCounts(t.restored + tiles.restored, t.reused + tiles.reused, t.skipped + tiles.skipped)
-        if self._ledger is None:
-            return
-        try:
-            self._ledger.record(record)
-        except OutputError as e:
-            # A full disk ends the ledger, not the stream.
-            log.warning("source %s: %s; the ledger ends here", self._name, e)
-            self.error = str(e)
-            self._ledger = None
 
     # --- encoding ----------------------------------------------------------------------------------------------------
 
@@ -257,7 +269,7 @@ class Chain:
             # An encoder is new, or a source came back with another sound than it went with.
             self._announced, self._announced_sound = True, stream
             for publisher in self.publishers:
-                publisher.begin(encoder.header, stream.header if stream else None, stream.codec if stream else "")
+                publisher.begin(encoder.header, stream)
         for sound in sounds:
             if sound.stream != self._announced_sound:
                 continue
@@ -275,3 +287,17 @@ class Chain:
             while self._sound and self._sound[0].time <= time_now:
                 due.append(self._sound.popleft())
             return due
+
+
+def _record(entry: Entry, status: Status, tiles: TileCounts | None) -> FrameRecord:
+    frame = entry.arrived.frame
+    out = None if status in ("dropped", "failed") else frame.pts
+    return FrameRecord(frame.index, frame.pts, out, TIME_BASE, status, tiles, entry.worker, entry.seconds, entry.reason)
+
+
+def _gone(entry: Entry) -> _Gone:
+    return _Gone(_record(entry, "dropped", None), entry.plan)
+
+
+def _record_of(item: Entry | _Gone) -> FrameRecord:
+    return item.record if isinstance(item, _Gone) else _record(item, "dropped", None)

@@ -14,6 +14,7 @@ import numpy as np
 
 from streamdeblur.errors import UsageError
 from streamdeblur.frames import Array, ColorSpec, Frame, Gap, correction_dtype
+from streamdeblur.jobs.live.batching import Together, can_share
 from streamdeblur.jobs.live.options import LiveOptions
 from streamdeblur.models import registry
 from streamdeblur.models.analysis import gflop
@@ -51,9 +52,9 @@ class LiveFrame(Frame):
 
 @runtime_checkable
 class BatchWork(Protocol):
-    """A `Work` that takes several frames of one size and step at once."""
+    """A `Work` that takes several frames on one step at once, or parts of them."""
 
-    def many(self, frames: Sequence[LiveFrame]) -> list[Corrections]:
+    def many(self, items: Sequence[Item]) -> list[Corrections]:
         """The corrections of each, in their order."""
 
 
@@ -87,40 +88,32 @@ class LiveRecipe:
 
 
 class LiveWork:
-    """Restores frames on the step they name. For one thread."""
+    """Restores frames on the step they name."""
 
     def __init__(self, steps: Sequence[tuple[Restorer, bool]]) -> None:
         self._steps = list(steps)
+        self._together = [Together(restorer) for restorer, _ in self._steps]
 
     @property
     def device(self) -> str:
         return str(self._steps[0][0].engine.device) if self._steps else "cpu"
+
+    def share(self) -> int:
+        """Several threads will call at once; how many gain by that."""
+        return min((restorer.share() for restorer, _ in self._steps), default=1)
 
     def __call__(self, frame: Frame, regions: Sequence[Region] | None = None) -> Corrections:
         step = frame.step if isinstance(frame, LiveFrame) else 0
         restorer, half = self._steps[step]
         return half_scale_correction(restorer, frame, regions) if half else restorer.correction(frame, regions)
 
-    def many(self, frames: Sequence[LiveFrame]) -> list[Corrections]:
-        """Frames of one size, colour and step: their tiles share the batches of the network."""
-        if len(frames) == 1:
-            return [self(frames[0])]
-        import torch
-
-        from streamdeblur.color import planes_to_rgb, rgb_correction_to_planes
-
-        restorer, half = self._steps[frames[0].step]
-        color = frames[0].spec.color
-        if half or frames[0].spec.field_order != "progressive":
-            return [self(f) for f in frames]
-        with torch.inference_mode():
-            device = restorer.engine.device
-            rgb = torch.cat([planes_to_rgb(f.planes[: color.color_planes], color, device) for f in frames])
-            delta = restorer(rgb) - rgb
-            return [
-                rgb_correction_to_planes(d, color, [p.shape for p in f.planes[: color.color_planes]])
-                for d, f in zip(delta, frames, strict=True)
-            ]
+    def many(self, items: Sequence[Item]) -> list[Corrections]:
+        """Frames on one step, or parts of them: those of one size share calls of the network."""
+        frame = items[0][0]
+        assert isinstance(frame, LiveFrame)
+        if len(items) == 1 or self._steps[frame.step][1]:
+            return [self(one, regions) for one, regions in items]
+        return self._together[frame.step].corrections(items)
 
 
 def half_scale_correction(restorer: Restorer, frame: Frame, regions: Sequence[Region] | None = None) -> Corrections:
@@ -206,7 +199,8 @@ def recipe_of(options: LiveOptions) -> LiveRecipe:
 
 def _spec(options: LiveOptions, model: str | None, weights: str | None) -> RestorerSpec:
     o = options
-    return RestorerSpec(model, weights, o.device, o.precision, o.tiling, o.threads, o.engine, _PIXELS)
+    memory = None if o.memory_limit is None else o.memory_limit // (o.workers or 1)
+    return RestorerSpec(model, weights, o.device, o.precision, o.tiling, o.threads, o.engine, _PIXELS, memory)
 
 
 def _absolute(weights: str | None) -> str | None:
@@ -241,7 +235,7 @@ def _work(variant: registry.Variant) -> float:
 
 
 class BatchingPool(InProcessPool):
-    """The pool of one device in this process: one thread, frames of one size and step together (``runtime.Pool``).
+    """The pool of one device in this process: frames on one step together, whatever their sources (``runtime.Pool``).
 
     factory: as for ``InProcessPool``; a work with ``many`` gets up to ``batch`` frames at once, of whichever sources
     they are. Holds ``batch`` frames at work and as many waiting, on a GPU to keep it busy; with ``batch`` 1 a single
@@ -253,6 +247,12 @@ class BatchingPool(InProcessPool):
         self._batch = batch
         self._notify = notify
         super().__init__(factory, batch if batch == 1 else 2 * batch)
+
+    def begin(self, work: Work) -> int:
+        """As many threads as the work gains by, each with a frame; still none waits."""
+        callers = work.share() if isinstance(work, LiveWork) else 1
+        self._capacity = max(self._capacity, callers)
+        return callers
 
     def take(self, work: Work) -> list[Item]:
         """The oldest frame, and those behind it that can share its batch."""
@@ -272,7 +272,7 @@ class BatchingPool(InProcessPool):
         assert isinstance(work, BatchWork)
         start = time.perf_counter()
         try:
-            found = [checked(c) for c in work.many([f for f, _ in items if isinstance(f, LiveFrame)])]
+            found = [checked(c) for c in work.many(items)]
         except Exception:
             log.debug("a batch of %d frames failed", len(items), exc_info=True)
             return [restored(work, item) for item in items]  # one of them is to blame: each by itself
@@ -289,15 +289,11 @@ class BatchingPool(InProcessPool):
 
 
 def _alike(a: Item, b: Item) -> bool:
-    """Whole frames of one size and step."""
-    (x, regions), (y, others) = a, b
-    return (
-        regions is None
-        and others is None
-        and isinstance(x, LiveFrame)
-        and isinstance(y, LiveFrame)
-        and (x.step, x.spec) == (y.step, y.spec)
-    )
+    """On one step, and no fields."""
+    (x, _), (y, _) = a, b
+    if not (isinstance(x, LiveFrame) and isinstance(y, LiveFrame)):
+        return False
+    return x.step == y.step and can_share(a) and can_share(b)
 
 
 def _remove(items: deque[Item], item: Item) -> None:

@@ -27,13 +27,13 @@ from streamdeblur.frames import Gap
 from streamdeblur.jobs.live.chain import Chain
 from streamdeblur.jobs.live.engines import BatchingPool, LiveRecipe, recipe_of
 from streamdeblur.jobs.live.ladder import LadderSettings
-from streamdeblur.jobs.live.options import LiveOptions, SourceOptions, named_sources
+from streamdeblur.jobs.live.options import LiveOptions, SourceOptions, named_sources, options_of
+from streamdeblur.jobs.live.record import LiveLedger
 from streamdeblur.jobs.live.scheduler import Lane, Scheduler
 from streamdeblur.jobs.live.status import LiveSourceStatus, LiveStatus, Meter, gpu_mb, memory_mb
 from streamdeblur.jobs.live.taps import OnFrame, Tap
 from streamdeblur.jobs.live.treatment import WholeFrames, treatment_of
 from streamdeblur.jobs.live.watching import LiveWatch, make_watches
-from streamdeblur.runtime.ledger import Ledger
 from streamdeblur.runtime.pool import Factory, Pool, Result, Work
 from streamdeblur.version import __version__
 from streamdeblur.video.live.source import Arrived, LiveSource, SoundPacket, SourceSettings
@@ -104,12 +104,14 @@ class LiveJob:
         for s in self._named:
             if not is_url(s.url) and not Path(s.url).is_file():
                 raise UnreadableInput(f"{s.url} does not exist", "check the path")
-        _spare_sources(self.options, self._named)
+        own = {str(s.name): options_of(self.options, s) for s in self._named}
+        _spare_sources(own, self._named)
         targets = {s.name: [parse_target(t) for t in s.to or ()] for s in self._named}
         self._stop = threading.Event()
         self._wake = threading.Condition()
         self._engine = engine if engine is not None else build_engine(self.options)
         self._workers = 1
+        self._batch = 1
         self._pool = self._make_pool()
         self._scheduler = Scheduler(self._engine.steps, self._pool, settings=ladder, workers=self._workers)
         self.ladder = self._scheduler.ladder
@@ -120,10 +122,12 @@ class LiveJob:
         self._watches: dict[str, LiveWatch] = {}
         self._preview: Preview | None = None
         try:
-            self._watches = make_watches(self.options, [str(s.name) for s in self._named])
+            self._watches = make_watches(own)
             self._preview = self._open_page()
             for s in self._named:
-                self._streams[str(s.name)] = self._stream(s, [t for t in targets[s.name] if t.kind != "none"])
+                self._streams[str(s.name)] = self._stream(
+                    s, own[str(s.name)], [t for t in targets[s.name] if t.kind != "none"]
+                )
         except BaseException:
             self._abandon()
             raise
@@ -145,8 +149,8 @@ class LiveJob:
     def _make_pool(self) -> Pool:
         o, engine = self.options, self._engine
         if o.workers is None and o.ray is None:
-            batch = o.batch or (4 if engine.device.startswith("cuda") else 1)
-            return BatchingPool(engine.factory, batch, self._notify)
+            self._batch = o.batch or (4 if engine.device.startswith("cuda") else 1)
+            return BatchingPool(engine.factory, self._batch, self._notify)
         from streamdeblur.runtime.ray_pool import RayPool
 
         gpu = engine.device.startswith("cuda")
@@ -178,8 +182,7 @@ class LiveJob:
         """Where the preview page is, without its token; None without one."""
         return None if self._preview is None else self._preview.url
 
-    def _stream(self, source: SourceOptions, targets: Sequence[Target]) -> _Stream:
-        o = self.options
+    def _stream(self, source: SourceOptions, o: LiveOptions, targets: Sequence[Target]) -> _Stream:
         treatment = treatment_of(o) if self._engine.saves else WholeFrames()
         assert source.name is not None
         name = source.name
@@ -191,8 +194,9 @@ class LiveJob:
             reserve=int(o.reserve_mb * 1e6),
             stall=o.output_stall,
         )
-        ledger = Ledger(
+        ledger = LiveLedger(
             _ledger_path(o.ledger, name, len(self._named)),
+            name=name,
             source=mask(source.url),
             output=", ".join(t.shown for t in targets) or "none",
             settings={**o.model_dump(mode="json", exclude={"sources", "to"})},
@@ -201,12 +205,12 @@ class LiveJob:
         publishers = [Publisher(name, t, settings) for t in targets]
         watch = self._watches.get(name)
         chain = Chain(name, o, self._engine.steps, publishers, treatment, ledger, lambda: self._taps, watch)
-        latency = o.latency_ms / 1000 * (1 - _MARGIN)
+        latency = o.latency_ms / 1000
         late: Literal["passed", "dropped"] = "dropped" if o.late == "drop" else "passed"
-        lane = self._scheduler.add(name, latency, o.queue, late, treatment, chain.put)
+        lane = self._scheduler.add(name, latency * (1 - _MARGIN), o.queue, late, treatment, chain.put)
         if not source.restore:
             self.ladder.pin(name, self.ladder.bypass)
-        stream = _Stream(name, lane, chain, watch)
+        stream = _Stream(name, latency, lane, chain, watch)
         stream.source = LiveSource(
             name,
             source.url,
@@ -273,9 +277,9 @@ class LiveJob:
         assert s.source is not None
         st = s.source.status
         chain = s.chain
-        counts = dict(chain.counts)
+        counts = chain.ledger.counts
         p50, p95 = chain.latency.percentiles(now, (0.5, 0.95))
-        tiles = chain.tiles
+        tiles = chain.ledger.tiles
         all_tiles = tiles.restored + tiles.reused + tiles.skipped
         step = self.ladder.step_of(s.name)
         return LiveSourceStatus(
@@ -307,6 +311,7 @@ class LiveJob:
             error=st.error or s.lane.error or chain.error,
             outputs=tuple(p.status for p in chain.publishers),
             detection=None if s.watch is None else s.watch.stats(),
+            ledger=chain.ledger.status(),
         )
 
     def _notify(self) -> None:
@@ -396,6 +401,9 @@ class LiveJob:
             busy = self._pool.in_flight > 0
             results: list[Result | Gap] = []
             own = isinstance(self._pool, BatchingPool)
+            if own and self._batch == 1:
+                # Frames side by side, each on its share of the cores: known once the work is built.
+                self.ladder.workers = self._pool.capacity
             if busy and own:
                 results = self._pool.collect(0.0)
             if not results and (own or not busy):
@@ -412,8 +420,7 @@ class LiveJob:
                     self._scheduler.done(result, now)
 
     def _time_of_line(self, s: _Stream) -> float:
-        latency = self.options.latency_ms / 1000
-        return max(0.2 * latency, latency * (1 - _MARGIN) - 1.5 * s.chain.work)
+        return max(0.2 * s.latency, s.latency * (1 - _MARGIN) - 1.5 * s.chain.work)
 
     def __enter__(self) -> Self:
         self.open()
@@ -426,10 +433,11 @@ class LiveJob:
 
 
 class _Stream:
-    """All that belongs to one source."""
+    """All that belongs to one source. latency: its deadline in seconds."""
 
-    def __init__(self, name: str, lane: Lane, chain: Chain, watch: LiveWatch | None) -> None:
+    def __init__(self, name: str, latency: float, lane: Lane, chain: Chain, watch: LiveWatch | None) -> None:
         self.name = name
+        self.latency = latency
         self.watch = watch
         self.lane = lane
         self.chain = chain
@@ -468,11 +476,12 @@ class _Built:
         return self._work
 
 
-def _spare_sources(options: LiveOptions, sources: Sequence[SourceOptions]) -> None:
+def _spare_sources(own: Mapping[str, LiveOptions], sources: Sequence[SourceOptions]) -> None:
     """Refuse what would write over a source that is a file."""
     for source in sources:
         if is_url(source.url):
             continue
+        options = own[str(source.name)]
         ledger = _ledger_path(options.ledger, str(source.name), len(sources))
         for word, path in (
             ("ledger", ledger),

@@ -101,7 +101,8 @@ class Ladder:
             raise ValueError("a ladder has at least one step")
         self.steps = tuple(steps)
         self._settings = settings or LadderSettings()
-        self._workers = workers
+        #: That share the load; may change while it runs.
+        self.workers = workers
         self._disturbed = -math.inf
         self._climbers: dict[str, _Climber] = {}
 
@@ -301,7 +302,7 @@ class Ladder:
         interval, cost = self._interval(c, now), c.cost(step)
         if interval is None or cost is None or interval <= 0:
             return None
-        return cost / interval / self._workers
+        return cost / interval / self.workers
 
     def _total(self, mine: _Climber, step: int, now: float) -> float:
         """The load of the device if this source stood on that step."""

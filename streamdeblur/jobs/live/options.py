@@ -8,9 +8,18 @@ from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
-from streamdeblur.config import Conflict, DetectOptions, Preset, ProcessOptions, StrictModel, parse
+from streamdeblur.config import (
+    Conflict,
+    DetectOptions,
+    Preset,
+    ProcessOptions,
+    StrictModel,
+    memory_bytes,
+    memory_checked,
+    parse,
+)
 from streamdeblur.errors import UsageError
 from streamdeblur.jobs.live.preview.options import PreviewOptions
 
@@ -30,6 +39,26 @@ class SourceOptions(StrictModel):
     loop: bool | None = Field(None, description="Begin a file anew at its end.")
     audio: bool | None = Field(None, description="Pass its sound through.")
     restore: bool = Field(True, description="false passes its frames through as they are.")
+    detect: bool = Field(True, description="false leaves the detector out.")
+
+    # Instead of those of the job; ``options_of`` checks them as the job's.
+    latency_ms: float | None = None
+    late: Literal["pass", "drop"] | None = None
+    stall: float | None = None
+    give_up: float | None = None
+    reuse: bool | None = None
+    skip_sharp: bool | None = None
+    crf: float | None = None
+    keyframe_seconds: float | None = None
+    segment_seconds: float | None = None
+    detect_on: str | None = None
+    detect_every: int | None = None
+    detect_threshold: float | None = None
+    annotate: bool | None = None
+    auto: bool | None = None
+    detections: str | None = None
+    webhook: SecretStr | None = None
+    mqtt: SecretStr | None = None
 
     @field_validator("to", mode="before")
     @classmethod
@@ -46,6 +75,7 @@ class LiveOptions(DetectOptions, PreviewOptions):
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _same("precision")
     engine: Literal["auto", "eager", "fused", "compile", "openvino", "onnx", "cuda-graphs"] = _same("engine")
     tiling: Literal["auto", "exact", "fast", "whole"] = _same("tiling")
+    memory: str | None = _same("memory")
     threads: int | None = _same("threads")
     small_model: str = Field(
         "auto", description="Second step of the ladder: a cheaper variant whose weights ship, auto or none."
@@ -101,7 +131,14 @@ class LiveOptions(DetectOptions, PreviewOptions):
     )
 
     to: tuple[str, ...] = Field((), description="Outputs: rtsp://…, hls:FOLDER, udp:// or tcp://…, FILE, none.")
-    sources: tuple[SourceOptions, ...] = Field((), description="In the YAML: url, and name, to, transport, … of each.")
+    sources: tuple[SourceOptions, ...] = Field((), description="In the YAML: url, and name, to, latency_ms, … of each.")
+
+    _memory = field_validator("memory")(memory_checked)
+
+    @property
+    def memory_limit(self) -> int | None:
+        """``memory`` in bytes."""
+        return None if self.memory is None else memory_bytes(self.memory)
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -144,12 +181,31 @@ def _all_outputs(o: Any) -> list[str]:
     return [*o.to, *(t for s in o.sources for t in s.to or ())]
 
 
+#: What a source may have of its own.
+_OWN = tuple(
+    name for name in SourceOptions.model_fields if name in LiveOptions.model_fields and name not in ("to", "detect")
+)
+
+
+def options_of(options: LiveOptions, source: SourceOptions) -> LiveOptions:
+    """The options of the job as they are for one source of ``named_sources``: with its own over them, without a
+    detector where it has none. ``{name}`` in ``detections`` is its name. Raises ConfigError."""
+    values = {name: getattr(options, name) for name in LiveOptions.model_fields}
+    values |= {name: own for name in _OWN if (own := getattr(source, name)) is not None}
+    if not source.detect:
+        values |= {n: f.default for n, f in DetectOptions.model_fields.items()} | {"auto": False}
+    if values["detections"] is not None:
+        values["detections"] = values["detections"].replace("{name}", source.name)
+    return parse(LiveOptions, values, f"source {source.name}")
+
+
 def named_sources(options: LiveOptions, urls: tuple[str, ...] = ()) -> tuple[SourceOptions, ...]:
     """The sources of the options and of the command line, each with its name and its outputs filled in.
 
-    Raises UsageError when there is none, when two have one name, or when two would write to one place.
+    Raises UsageError when there is none, for a URL that is none, when two have one name, or when two would write to one
+    place.
     """
-    from streamdeblur.video.live.urls import mask
+    from streamdeblur.video.live.urls import check_url, is_url, mask
 
     given = (*options.sources, *(parse(SourceOptions, {"url": u}, "the command line") for u in urls))
     if not given:
@@ -158,6 +214,8 @@ def named_sources(options: LiveOptions, urls: tuple[str, ...] = ()) -> tuple[Sou
     taken: dict[str, str] = {}
     result = []
     for number, source in enumerate(given, 1):
+        if is_url(source.url):
+            check_url(source.url, "source")
         name = source.name or (_name_of(source.url, number) if len(given) > 1 else _name_of(source.url, 1))
         if source.name is None:
             base, n = name, 2

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from streamdeblur.jobs.live.record import LedgerStatus
 from streamdeblur.video.publish import OutputStatus
 
 #: Seconds that rates and percentiles look back.
@@ -29,7 +30,7 @@ class LiveSourceStatus:
     start. late: of those bypassed or dropped, the ones that were to be restored. step: name of the ladder's step, best
     is 0. restore_ms: device time of a frame on it; costs_ms: on every step, None where it was not measured. reused:
     share of tiles whose correction was reused, None without reuse. detection: ``detect.HookStats``, None without a
-    detector.
+    detector. ledger: None without a file.
     """
 
     name: str
@@ -60,6 +61,7 @@ class LiveSourceStatus:
     error: str | None
     outputs: tuple[OutputStatus, ...]
     detection: dict[str, Any] | None = None
+    ledger: LedgerStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,9 @@ class Treatment(Protocol):
     def missed(self, plan: Plan) -> None:
         """A frame left without what was planned for it."""
 
+    def forget(self) -> None:
+        """Frames left, and it is not known what was planned for them."""
+
 
 class WholeFrames:
     """Every frame is restored as a whole."""
@@ -53,6 +56,9 @@ class WholeFrames:
         return apply_correction(frame, corrections), None
 
     def missed(self, plan: Plan) -> None:
+        pass
+
+    def forget(self) -> None:
         pass
 
 
@@ -88,6 +94,12 @@ class Tiles:
             self._composers[plan.step].miss(plan.request)
         with self._lock:
             self._planners[plan.step].reset()
+
+    def forget(self) -> None:
+        self._composers.clear()
+        with self._lock:
+            for planner in self._planners.values():
+                planner.reset()
 
 
 def treatment_of(options: LiveOptions) -> Treatment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -59,32 +59,36 @@ class _OneAtATime:
             return self._detector(rgb)
 
 
-def make_watches(options: LiveOptions, names: Sequence[str]) -> dict[str, LiveWatch]:
-    """A watch for every source; none without a detector. Raises UsageError, WeightsError, DeviceError, OutputError."""
-    if options.detect is None:
+def make_watches(own: Mapping[str, LiveOptions]) -> dict[str, LiveWatch]:
+    """A watch for every source with a detector. own: the options of each. Raises UsageError, WeightsError, DeviceError,
+    OutputError."""
+    watched = {name: o for name, o in own.items() if o.detect is not None}
+    if not watched:
         return {}
     from streamdeblur.detect.detector import load_detector
     from streamdeblur.detect.hook import Hook
     from streamdeblur.detect.tracks import LOW
 
-    threshold = options.detect_threshold
+    first = next(iter(watched.values()))  # one network for all, which finds what any of them asks for
+    threshold = min(o.detect_threshold for o in watched.values())
+    assert first.detect is not None
     detector = load_detector(
-        options.detect,
-        threshold=min(LOW, threshold) if options.track else threshold,
-        names=options.detect_names,
-        device=options.detect_device,
-        threads=options.detect_threads,
+        first.detect,
+        threshold=min(LOW, threshold) if first.track else threshold,
+        names=first.detect_names,
+        device=first.detect_device,
+        threads=first.detect_threads,
     )
     from streamdeblur.detect.onnx_model import OnnxDetector
 
     if not isinstance(detector, OnnxDetector):
         detector = _OneAtATime(detector)  # whoever wrote it counts on one thread
-    asked = options.model_copy(update={"detect_on": "both"}) if options.auto else options
     watches: dict[str, LiveWatch] = {}
     try:
-        for name in names:
+        for name, o in watched.items():
+            asked = o.model_copy(update={"detect_on": "both"}) if o.auto else o
             hook = Hook(asked, source=name, detector=detector)
-            watches[name] = LiveWatch(hook, annotate=options.annotate, auto=options.auto)
+            watches[name] = LiveWatch(hook, annotate=o.annotate, auto=o.auto)
     except BaseException:
         for watch in watches.values():
             watch.close()

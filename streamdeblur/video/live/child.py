@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Sequence
-
-from streamdeblur.video.live.process import serve
+from streamdeblur.video.live.link import Link
+from streamdeblur.video.live.process import run_child
 from streamdeblur.video.live.reading import read
 from streamdeblur.video.live.urls import mask, remember
-from streamdeblur.video.live.wire import Link, Note, OpenSource, Over
-
-
-class LinkHandler(logging.Handler):
-    """Warnings of this process, masked, to the parent's log."""
-
-    def __init__(self, link: Link) -> None:
-        super().__init__(logging.WARNING)
-        self._link = link
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._link.send(Note(record.levelno, mask(record.getMessage())))
-        except OSError:
-            pass  # the parent has gone, and with it whoever would read this
+from streamdeblur.video.live.wire import OpenSource, Over
 
 
 def run(link: Link) -> None:
     """Serve requests until the parent closes the link or asks for a stop while a source is read."""
-    logger = logging.getLogger("streamdeblur")
-    logger.addHandler(LinkHandler(link))
-    logger.propagate = False
-
-    def send(message: object, payload: Sequence[memoryview | bytes] = ()) -> None:
-        link.send(message, payload)
-
     while True:
         try:
             request, _ = link.receive()
@@ -46,7 +21,7 @@ def run(link: Link) -> None:
         remember(request.url)
         try:
             # Whatever comes down the link while reading means: stop.
-            over = read(request, send, lambda: link.ready(0.0))
+            over = read(request, link.send, lambda: link.ready(0.0))
         except OSError:
             return
         except Exception as e:
@@ -54,14 +29,5 @@ def run(link: Link) -> None:
         link.send(Over(over.kind, mask(over.text)))
 
 
-def main() -> None:
-    link = serve(sys.argv[1])
-    try:
-        run(link)
-    finally:
-        # FFmpeg's and Python's clean-up have nothing to save, and may block.
-        os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    run_child(run)

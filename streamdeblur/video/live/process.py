@@ -10,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from streamdeblur.video.live.wire import Link
+from streamdeblur.video.live.link import Link, Note
+from streamdeblur.video.live.urls import mask
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +76,37 @@ class Child:
         self.link.close()
 
 
-def serve(number: str, orphan_grace: float = 0.0) -> Link:
-    """In the child: the link to the parent, whose death ends this process even while FFmpeg blocks.
+class _LinkHandler(logging.Handler):
+    """Warnings of this process, masked, to the parent's log."""
 
-    orphan_grace: seconds for closing files after that.
+    def __init__(self, link: Link) -> None:
+        super().__init__(logging.WARNING)
+        self._link = link
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._link.send(Note(record.levelno, mask(record.getMessage())))
+        except OSError:
+            pass  # the parent has gone, and with it whoever would read this
+
+
+def run_child(run: Callable[[Link], None], orphan_grace: float = 0.0) -> None:
+    """The whole life of a child: ``run`` on the link whose number is its argument; then the process ends.
+
+    The parent's death ends it even while FFmpeg blocks. orphan_grace: seconds for closing files after that.
     """
+    link = _serve(sys.argv[1], orphan_grace)
+    logger = logging.getLogger("streamdeblur")
+    logger.addHandler(_LinkHandler(link))
+    logger.propagate = False
+    try:
+        run(link)
+    finally:
+        # FFmpeg's and Python's clean-up have nothing to save, and may block.
+        os._exit(0)
+
+
+def _serve(number: str, orphan_grace: float) -> Link:
     parent = os.getppid()
 
     def watch() -> None:

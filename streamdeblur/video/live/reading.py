@@ -22,6 +22,7 @@ from av.video.reformatter import VideoReformatter
 
 from streamdeblur.errors import UnreadableInput
 from streamdeblur.frames import FrameSpec
+from streamdeblur.video.live.link import SoundStream
 from streamdeblur.video.live.urls import is_url, scheme_of
 from streamdeblur.video.live.wire import (
     Decoded,
@@ -31,7 +32,6 @@ from streamdeblur.video.live.wire import (
     Over,
     Picture,
     Sound,
-    SoundStream,
     Undecodable,
 )
 from streamdeblur.video.opening import open_container, reason

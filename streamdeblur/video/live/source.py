@@ -13,18 +13,17 @@ from typing import Literal
 from streamdeblur.frames import Frame, FrameSpec
 from streamdeblur.video.live.backoff import Backoff
 from streamdeblur.video.live.clock import TIME_BASE, LiveClock
+from streamdeblur.video.live.link import Note, SoundStream
 from streamdeblur.video.live.process import Child
 from streamdeblur.video.live.urls import is_url, mask, with_credentials
 from streamdeblur.video.live.wire import (
     Decoded,
     NewClock,
-    Note,
     Opened,
     OpenSource,
     Over,
     Picture,
     Sound,
-    SoundStream,
     Undecodable,
     planes_of,
 )

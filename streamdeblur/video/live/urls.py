@@ -13,11 +13,18 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from streamdeblur.errors import UsageError
+
 USER = "STREAMDEBLUR_RTSP_USER"
 PASSWORD = "STREAMDEBLUR_RTSP_PASSWORD"
 HIDDEN = "***"
 
-_USERINFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s'\"]*@", re.IGNORECASE)
+_USERINFO = re.compile(
+    r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)"
+    # The second: a password with a bare slash in it, known by what no port is.
+    r"(?:[^/\s'\"]*|[^/\s'\"@:\[\]]+:(?!\d{1,5}(?![^/?#\s'\"]))[^\s'\"]*)@",
+    re.IGNORECASE,
+)
 #: What cameras, servers and object stores call secrets in the query of a URL.
 _QUERY = re.compile(
     r"(?P<key>[?&/_;](?:password|passphrase|passwd|pass|pwd|pw|loginpas|token|auth|key|secret|sig|signature|apikey|api_key"
@@ -26,6 +33,8 @@ _QUERY = re.compile(
     re.IGNORECASE,
 )
 _HEADER = re.compile(r"(?P<key>authorization:\s*)[^\r\n]*", re.IGNORECASE)
+#: Schemes of URLs that are nothing without a host: others listen, or are local.
+_WITH_HOST = ("rtsp", "rtsps", "rtmp", "http", "https", "tcp")
 #: Secrets of this process, beside what is recognised by its form. A secret of fewer letters would blot out words.
 _secrets: set[str] = set()
 _SHORTEST = 4
@@ -39,6 +48,25 @@ def is_url(source: str) -> bool:
 def scheme_of(source: str) -> str:
     """The scheme of a URL in lower case; "file" for a path."""
     return source.split("://", 1)[0].lower() if is_url(source) else "file"
+
+
+def check_url(url: str, what: str) -> None:
+    """Refuse a URL that can't be taken apart. what: for the message, as "source". Raises UsageError."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        hint = "an IPv6 address stands in brackets: rtsp://[::1]/a"
+        raise UsageError(f"{what} {mask(url)} is no URL", hint) from None
+    try:
+        _ = parts.port
+    except ValueError:
+        raise UsageError(
+            f"{what} {mask(url)} has no port from 0 to 65535 behind its host",
+            "special characters in a user or password are written as %2F, %3A, %40",
+        ) from None
+    if not host and parts.scheme.lower() in _WITH_HOST:
+        raise UsageError(f"{what} {mask(url)} names no host", f"as {parts.scheme}://HOST/PATH")
 
 
 def remember(url: str) -> None:
@@ -68,7 +96,7 @@ def mask(text: str) -> str:
 def with_credentials(url: str, environment: Mapping[str, str] = os.environ) -> str:
     """The URL to open: an RTSP one without user information gets that of the environment. It is remembered."""
     if scheme_of(url) in ("rtsp", "rtsps") and environment.get(USER):
-        parts = urlsplit(url)
+        parts = urlsplit(url)  # of a URL that ``check_url`` took
         if "@" not in parts.netloc:
             user = quote(environment[USER], safe="")
             password = quote(environment.get(PASSWORD, ""), safe="")

@@ -91,7 +91,11 @@ def same_origin(origin: str | None, host: str | None) -> bool:
     """Whether a request comes from the page itself. Browsers say where one comes from; what doesn't is no browser."""
     if origin is None:
         return True
-    return bool(host) and urlsplit(origin).netloc.lower() == str(host).lower()
+    try:
+        place = urlsplit(origin).netloc
+    except ValueError:
+        return False
+    return bool(host) and place.lower() == str(host).lower()
 
 
 def own_form(headers: Mapping[str, str]) -> bool:

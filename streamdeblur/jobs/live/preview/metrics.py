@@ -34,6 +34,11 @@ _OUTPUT_COUNTERS = (
     ("restarts", "output_restarts_total", "Times the output was opened again."),
     ("stalls", "output_stalls_total", "Times the output's process was killed because it took nothing."),
 )
+_SINK_COUNTERS = (
+    ("sent", "sink_records_total", "Records that arrived at the sink."),
+    ("dropped", "sink_lost_records_total", "Records that did not and never will."),
+    ("errors", "sink_errors_total", "Deliveries that failed."),
+)
 _DETECTOR = (
     ("looked", "looked"),
     ("skipped", "skipped"),
@@ -61,6 +66,8 @@ class Exposition:
         self._sources(sources)
         self._outputs(sources)
         self._detection(sources)
+        self._sinks(sources)
+        self._ledgers(sources)
         self._preview(status.get("preview") or {})
         return "".join(line + "\n" for line in self._lines)
 
@@ -140,6 +147,26 @@ class Exposition:
         for g, labels in gains:
             words = "Share by which restoration makes the sum of scores grow."
             self._gauge("detection_gain_ratio", words, g.get("growth"), labels)
+
+    def _sinks(self, sources: Iterable[Mapping[str, Any]]) -> None:
+        named = [
+            (k, {"source": str(s.get("name", "")), "sink": str(k.get("name", ""))})
+            for s in sources
+            for k in (s.get("detection") or {}).get("sinks") or ()
+        ]
+        for k, labels in named:
+            self._gauge("sink_up", "Whether the last delivery arrived.", not k.get("down"), labels)
+        for key, name, words in _SINK_COUNTERS:
+            for k, labels in named:
+                self._counter(name, words, k.get(key), labels)
+
+    def _ledgers(self, sources: Iterable[Mapping[str, Any]]) -> None:
+        named = [(s["ledger"], {"source": str(s.get("name", ""))}) for s in sources if s.get("ledger")]
+        for one, labels in named:
+            self._counter("ledger_lines_total", "Frames written to the ledger.", one.get("lines"), labels)
+        for one, labels in named:
+            words = "Frames without a line of their own in the ledger."
+            self._counter("ledger_lost_lines_total", words, one.get("lost"), labels)
 
     def _preview(self, p: Mapping[str, Any]) -> None:
         self._gauge("preview_readers", "Who looks at pictures.", p.get("readers"))

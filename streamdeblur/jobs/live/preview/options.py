@@ -56,7 +56,7 @@ def parse_address(text: str) -> Address:
 def _without_page(name: str) -> Conflict:
     return Conflict(
         ("preview", name),
-        lambda o: o.preview is None and getattr(o, name) is not None,
+        lambda o: o.preview is None and getattr(o, name) != type(o).model_fields[name].default,
         lambda o: f"{name} without a page has no effect: give preview an address, as :8080",
     )
 
@@ -88,7 +88,9 @@ class PreviewOptions(StrictModel):
             _check_token(value.get_secret_value())
         return value
 
-    conflicts: ClassVar[tuple[Conflict, ...]] = (_without_page("preview_token"),)
+    conflicts: ClassVar[tuple[Conflict, ...]] = tuple(
+        _without_page(name) for name in ("preview_token", "preview_fps", "preview_width", "preview_readers")
+    )
 
 
 def token_of(options: Any) -> str | None:

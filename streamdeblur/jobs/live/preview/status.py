@@ -110,6 +110,17 @@ STATUS_SCHEMA: dict[str, Any] = {
                         },
                     },
                     "detection": {"description": "of the detector, where one runs", "type": ["object", "null"]},
+                    "ledger": {
+                        "description": "what is written of every frame; null without a file",
+                        "type": ["object", "null"],
+                        "properties": {
+                            "path": {"type": "string"},
+                            "lines": {"description": "of frames, written", **_COUNT},
+                            "lost": {"description": "frames without a line of their own", **_COUNT},
+                            "waiting": _COUNT,
+                            "error": _TEXT,
+                        },
+                    },
                 },
             },
         },
