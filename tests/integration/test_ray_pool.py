@@ -119,6 +119,8 @@ def test_same_as_in_process_and_nothing_left() -> None:
     with InProcessPool(recipe()) as local:
         here = run(local, 30)
     pool = RayPool(recipe(), workers=2, num_cpus=0.5)
+    while len(set(pool.worker_pids())) < 2:  # the first to be there may be done with much before the second is
+        run(pool, 4)
     there = run(pool, 30)
     pids = pool.worker_pids()
     assert len(set(pids)) == 2
