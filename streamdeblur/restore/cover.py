@@ -31,6 +31,12 @@ _DEPTH = 12
 _REMEMBERED = 100_000
 
 
+def window_sizes(halo: int) -> list[tuple[int, int]]:
+    """(height, width) of all windows that a cover of a large picture may have. halo: see ``Geometry``."""
+    sides = [side for side in SIDES if side > 2 * halo]
+    return [(high, wide) for high in sides for wide in sides]
+
+
 class Box(NamedTuple):
     """Half-open rectangle [top, bottom) x [left, right)."""
 

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,6 +142,15 @@ class Restorer:
                     target = whole[parity::2]
                     target[...] = part[: target.shape[0]]
         return result
+
+    def prepare(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Get ready for windows of these sizes (height, width; multiples of 4), where the engine can: it compiles
+        something for each, which the first frame that has one would wait for.
+        """
+        ready = getattr(self._engine, "prepare", None)
+        if ready is not None:
+            for height, width in sizes:
+                ready(height, width)
 
     @contextlib.contextmanager
     def _own_threads(self) -> Iterator[None]:

@@ -137,6 +137,20 @@ def gray(index: int) -> Frame:
     return Frame(index, index, Fraction(1, 25), (plane,), FrameSpec(96, 64, ColorSpec("gray", full_range=True)))
 
 
+def test_windows_that_were_prepared_make_no_frame_wait(openvino_graph: Path) -> None:
+    restorer = Restorer(MODEL, weights=WEIGHTS, device="cpu", precision="bf16", engine="openvino")
+    before = facts(restorer.engine).prepare_seconds
+    restorer.prepare([(32, 48), (48, 32)])
+    ready = facts(restorer.engine).prepare_seconds
+    assert ready > before
+    for high, wide in ((32, 48), (48, 32)):
+        restorer(picture(high, wide))
+    assert facts(restorer.engine).prepare_seconds == ready
+    restorer(picture(36, 48))
+    assert facts(restorer.engine).prepare_seconds > ready
+    Restorer("identity", device="cpu").prepare([(32, 48)])  # nothing to get ready
+
+
 def test_many_shapes_are_served_with_few_kept(openvino_graph: Path) -> None:
     engine = build_engine(network(), engine="openvino", device=CPU, precision="fp32")
     for side in (*range(16, 48, 4), 16):

@@ -18,7 +18,7 @@ import pytest
 from streamdeblur.config import load_yaml, parse
 from streamdeblur.errors import ConfigError, OutputError, StreamdeblurError, UsageError
 from streamdeblur.frames import ColorSpec, Frame, FrameSpec, Gap
-from streamdeblur.jobs.live.engines import BatchingPool, LiveFrame, half_scale_correction, recipe_of, ticketed
+from streamdeblur.jobs.live.engines import BatchingPool, LiveFrame, LiveWork, half_scale_correction, recipe_of, ticketed
 from streamdeblur.jobs.live.options import LiveOptions, SourceOptions, named_sources, options_of
 from streamdeblur.jobs.live.status import Meter
 from streamdeblur.jobs.live.treatment import Tiles, WholeFrames, treatment_of
@@ -453,6 +453,36 @@ def test_frames_on_one_step_share_a_batch() -> None:
     together = [sorted(c) for c in work.calls if len(c) > 1]
     assert together in ([[0, 1, 2]], [[1, 2]])  # the first may have left alone before the others came
     assert [3] in work.calls
+
+
+def test_a_pool_calls_a_work_that_gains_by_it_from_several_threads() -> None:
+    together = threading.Barrier(2)
+    work = LiveWork([(Restorer("identity", device="cpu"), False)], at_once=2)
+    whole = LiveWork.__call__
+
+    class Meeting(LiveWork):
+        def __call__(self, *arguments: Any) -> Any:
+            together.wait(20)  # passes only when two are in here
+            return whole(work, *arguments)
+
+    with BatchingPool(lambda: Meeting(work._steps, at_once=2), 1) as pool:
+        wait_until = time.monotonic() + 20
+        while pool.capacity < 2 and time.monotonic() < wait_until:
+            time.sleep(0.01)
+        assert pool.capacity == 2
+        for n in range(2):
+            pool.submit(ticketed(frame(), n, 0))
+        assert sorted(collect(pool, 2)) == [0, 1]
+
+
+def test_a_live_recipe_gets_ready_for_the_windows_of_reuse() -> None:
+    given = {"model": "mimo-unet-small", "weights": "random:0", "device": "cpu"}
+    recipe = recipe_of(parse(LiveOptions, given))
+    assert (64, 256) in recipe.windows
+    assert all(side > 32 for size in recipe.windows for side in size)  # more than two halos of 16
+    assert recipe.share
+    assert recipe_of(parse(LiveOptions, {**given, "reuse": False})).windows == ()
+    assert not recipe_of(parse(LiveOptions, {**given, "workers": 2})).share
 
 
 def test_a_poison_frame_spoils_no_batch() -> None:

@@ -20,7 +20,7 @@ from streamdeblur.models import registry
 from streamdeblur.models.analysis import gflop
 from streamdeblur.restore import Restorer, RestorerSpec
 from streamdeblur.restore.composer import plane_part
-from streamdeblur.restore.cover import Box
+from streamdeblur.restore.cover import Box, window_sizes
 from streamdeblur.restore.planner import Region
 from streamdeblur.runtime.pool import (
     WORKER,
@@ -69,10 +69,16 @@ class StepRecipe:
 
 @dataclass(frozen=True, slots=True)
 class LiveRecipe:
-    """Pickles to a worker and builds there what all steps need. steps: best first, bypass not among them."""
+    """Pickles to a worker and builds there what all steps need. steps: best first, bypass not among them.
+
+    share: several threads will call. windows: sizes (height, width) to get ready for before the first frame, which
+    would else wait for it, and make a step look dear that is not.
+    """
 
     steps: tuple[StepRecipe, ...]
     learned: bool = True  # there is a network, and work to be saved
+    share: bool = False
+    windows: tuple[tuple[int, int], ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,23 +90,23 @@ class LiveRecipe:
         for step in self.steps:
             if step.restorer not in built:
                 built[step.restorer] = step.restorer.build()
-        return LiveWork([(built[s.restorer], s.half) for s in self.steps])
+        at_once = min((r.share() for r in built.values()), default=1) if self.share else 1
+        for restorer in built.values():
+            restorer.prepare(self.windows)
+        return LiveWork([(built[s.restorer], s.half) for s in self.steps], at_once)
 
 
 class LiveWork:
-    """Restores frames on the step they name."""
+    """Restores frames on the step they name. at_once: calls from several threads that gain by being side by side."""
 
-    def __init__(self, steps: Sequence[tuple[Restorer, bool]]) -> None:
+    def __init__(self, steps: Sequence[tuple[Restorer, bool]], at_once: int = 1) -> None:
         self._steps = list(steps)
+        self.at_once = at_once
         self._together = [Together(restorer) for restorer, _ in self._steps]
 
     @property
     def device(self) -> str:
         return str(self._steps[0][0].engine.device) if self._steps else "cpu"
-
-    def share(self) -> int:
-        """Several threads will call at once; how many gain by that."""
-        return min((restorer.share() for restorer, _ in self._steps), default=1)
 
     def __call__(self, frame: Frame, regions: Sequence[Region] | None = None) -> Corrections:
         step = frame.step if isinstance(frame, LiveFrame) else 0
@@ -194,7 +200,9 @@ def recipe_of(options: LiveOptions) -> LiveRecipe:
         steps.append(StepRecipe(small, last))
     if options.half_scale:
         steps.append(StepRecipe(HALF, last, half=True))
-    return LiveRecipe(tuple(steps))
+    here = options.workers is None and options.ray is None
+    windows = tuple(window_sizes(options.reuse_halo)) if options.reuse else ()
+    return LiveRecipe(tuple(steps), share=here, windows=windows)
 
 
 def _spec(options: LiveOptions, model: str | None, weights: str | None) -> RestorerSpec:
@@ -250,7 +258,7 @@ class BatchingPool(InProcessPool):
 
     def begin(self, work: Work) -> int:
         """As many threads as the work gains by, each with a frame; still none waits."""
-        callers = work.share() if isinstance(work, LiveWork) else 1
+        callers = work.at_once if isinstance(work, LiveWork) else 1
         self._capacity = max(self._capacity, callers)
         return callers
 

@@ -274,6 +274,12 @@ class EnsembleEngine:
     def share(self) -> int:
         return share(self.inner)
 
+    def prepare(self, height: int, width: int) -> None:
+        ready = getattr(self.inner, "prepare", None)
+        if ready is not None:
+            ready(height, width)
+            ready(width, height)  # of the turned passes
+
     @torch.inference_mode()
     def residual(self, batch: Tensor) -> Tensor:
         return self._model.residual(batch)

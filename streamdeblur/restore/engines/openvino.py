@@ -196,6 +196,10 @@ class OpenVINOEngine:
             self._requests.move_to_end(shape)
             return idle
 
+    def prepare(self, height: int, width: int) -> None:
+        """Compile for single windows of this size."""
+        self._idle((1, 3, height, width))
+
     def residual(self, batch: Tensor) -> Tensor:
         idle = self._idle(tuple(batch.shape))
         values = batch.detach().to("cpu", torch.float32).contiguous().numpy()

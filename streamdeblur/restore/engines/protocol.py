@@ -30,7 +30,7 @@ class Engine(Protocol):
     ``precision`` ("fp32", "bf16", "fp16", "int8"), ``prepare_seconds`` (spent so far on getting ready), ``tile``
     (largest side of a window that it runs well with, pixels) and ``at_once`` (calls from several threads that run side
     by side and gain by it). Such calls are safe with all of them; one that has ``share`` is told by it, before the
-    first, that they will come.
+    first, that they will come; one that has ``prepare(height, width)`` gets ready for windows of that size.
     """
 
     @property
