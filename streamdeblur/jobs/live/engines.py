@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -21,6 +21,7 @@ from streamdeblur.models.analysis import gflop
 from streamdeblur.restore import Restorer, RestorerSpec
 from streamdeblur.restore.composer import plane_part
 from streamdeblur.restore.cover import Box, window_sizes
+from streamdeblur.restore.engines import facts
 from streamdeblur.restore.planner import Region
 from streamdeblur.runtime.pool import (
     WORKER,
@@ -91,8 +92,9 @@ class LiveRecipe:
             if step.restorer not in built:
                 built[step.restorer] = step.restorer.build()
         at_once = min((r.share() for r in built.values()), default=1) if self.share else 1
-        for restorer in built.values():
-            restorer.prepare(self.windows)
+        for step in self.steps:
+            sizes = [(-(-h // 8) * 4, -(-w // 8) * 4) for h, w in self.windows] if step.half else self.windows
+            built[step.restorer].prepare(sizes)
         return LiveWork([(built[s.restorer], s.half) for s in self.steps], at_once)
 
 
@@ -107,6 +109,13 @@ class LiveWork:
     @property
     def device(self) -> str:
         return str(self._steps[0][0].engine.device) if self._steps else "cpu"
+
+    @property
+    def prepare_seconds(self) -> float:
+        """Spent so far on getting ready, and never again for the same."""
+        return sum(
+            facts(engine).prepare_seconds for engine in {id(r.engine): r.engine for r, _ in self._steps}.values()
+        )
 
     def __call__(self, frame: Frame, regions: Sequence[Region] | None = None) -> Corrections:
         step = frame.step if isinstance(frame, LiveFrame) else 0
@@ -275,6 +284,17 @@ class BatchingPool(InProcessPool):
         return items
 
     def restore(self, work: Work, items: Sequence[Item]) -> list[Result | Gap]:
+        if not isinstance(work, LiveWork):
+            return self._restored(work, items)
+        before = work.prepare_seconds
+        results = self._restored(work, items)
+        prepared = (work.prepare_seconds - before) / len(items)
+        if not prepared:
+            return results
+        # A size that was seen for the first time says nothing of what the next frame will take.
+        return [replace(r, seconds=max(0.0, r.seconds - prepared)) if isinstance(r, Result) else r for r in results]
+
+    def _restored(self, work: Work, items: Sequence[Item]) -> list[Result | Gap]:
         if len(items) == 1:
             return [restored(work, items[0])]
         assert isinstance(work, BatchWork)
