@@ -54,6 +54,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _say(e: BaseException, debug: bool) -> int:
     """Print an exception as one line; its exit code."""
+    if isinstance(e, SystemError) and isinstance(e.__cause__, Stopped):  # raised while code in C was at work
+        e = e.__cause__
     if isinstance(e, click.exceptions.NoArgsIsHelpError):
         print(e.format_message())
         return 0

@@ -60,7 +60,7 @@ class Workforce:
             self.workers = 1
             callers = restorer.share()  # which hold the activations of a window each
             if size is not None:
-                self.tiling = restorer.plan(size[1], size[0], callers=callers)
+                self.tiling = restorer.plan(size[1], size[0])
                 restorer = Restorer(tiling=self.tiling, engine=engine)
                 restorer.share()
             work = restorer.correction

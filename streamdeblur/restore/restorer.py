@@ -84,6 +84,7 @@ class Restorer:
         self._chosen: dict[tuple[int, int], Tiling] = {}
         self._lock = threading.Lock()
         self._said = False
+        self._callers = 1
         self._each: int | None = None  # PyTorch's threads for each of several callers
 
     @property
@@ -96,7 +97,7 @@ class Restorer:
         To be called before the first frame; every call then takes its share of the CPU threads. Results stay
         the same in bf16 and int8; in fp32 they are those of a restorer with that many threads.
         """
-        callers = share(self._engine)
+        callers = self._callers = share(self._engine)
         if callers > 1:
             self._each = max(1, torch.get_num_threads() // callers)
         return callers
@@ -174,12 +175,12 @@ class Restorer:
         parts = self._picture(window, color)
         return [np.ascontiguousarray(c[plane_part(inside, color, n, c.shape)]) for n, c in enumerate(parts)]
 
-    def plan(self, height: int, width: int, *, workers: int = 1, callers: int = 1) -> Tiling:
+    def plan(self, height: int, width: int, *, workers: int = 1) -> Tiling:
         """The tiling of frames (or fields) of this size with what memory is free now, and within ``memory``.
 
         "auto" follows what was measured for such an engine on this machine, if anything was (``tuning``).
-        workers: how many restorers alike share the device's memory. callers: how many threads call this one at once,
-        with a frame each. Raises DeviceError where there is too little.
+        workers: how many restorers alike share the device's memory. After ``share`` each of the callers has a frame.
+        Raises DeviceError where there is too little.
         """
         if isinstance(self._tiling, Tiling):
             return self._tiling
@@ -193,7 +194,7 @@ class Restorer:
             mode=self._tiling,
             radius=self._engine.receptive_radius,
             bytes_per_pixel=self._engine.bytes_per_pixel,
-            budget=device_budget(device, workers, self._memory, taken) // callers,
+            budget=device_budget(device, workers, self._memory, taken) // self._callers,
             accelerator=device.type != "cpu",
             tile=wished,
             batch_pixels=None if tuned is None else tuned.batch_pixels,

@@ -44,6 +44,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WorkerError
 from streamdeblur.frames import Frame, Gap
+from streamdeblur.runtime.interrupts import interruptible
 from streamdeblur.runtime.pool import Factory, Result, one_line
 
 if TYPE_CHECKING:
@@ -325,9 +326,10 @@ class RayPool:
         calls = [slot.control for slot in self._slots if slot.control is not None]
         calls += [job.call for slot in self._slots for job in slot.jobs]
         if calls:
-            ready, _ = ray.wait(calls, num_returns=1, timeout=timeout)
-            if ready and len(calls) > 1:
-                ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+            with interruptible():
+                ready, _ = ray.wait(calls, num_returns=1, timeout=timeout)
+                if ready and len(calls) > 1:
+                    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
             arrived = set(ready)
             for slot in self._slots:
                 self._advance(slot, arrived)
@@ -348,7 +350,8 @@ class RayPool:
         death: BaseException | None = None
         for job in [job for job in slot.jobs if job.call in arrived]:
             try:
-                outcome = ray.get(job.call)
+                with interruptible():
+                    outcome = ray.get(job.call)
             except _GONE as error:
                 death = error
                 continue

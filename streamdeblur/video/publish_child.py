@@ -40,6 +40,8 @@ _SOUND = {
 }
 #: Microseconds for which the muxer may wait for a stream that is silent; sound never comes late here.
 _INTERLEAVE = "100000"
+#: Bytes that stay free whatever was asked for: what is open takes that to be closed.
+_LEAST = 1 << 20
 _INIT = re.compile(r"init-(\d+)\.mp4")
 _SEGMENT = re.compile(r"seg-(\d+)\.m4s")
 
@@ -229,15 +231,19 @@ class Output:
         path, self._path = self._path, None
         if container is None:
             return
+        partial = None if path is None else Path(f"{path}.partial")
         try:
             container.close()
-        finally:
-            partial = Path(f"{path}.partial")
-            if path is not None and partial.exists():
-                with open(partial, "rb+") as f:
-                    os.fsync(f.fileno())
-                os.replace(partial, path)
-                self._tell(Segment(str(path)))
+        except BaseException:
+            # What could not be completed keeps the name that says so; what holds nothing goes.
+            if partial is not None and partial.exists() and not partial.stat().st_size:
+                partial.unlink()
+            raise
+        if partial is not None and partial.exists():
+            with open(partial, "rb+") as f:
+                os.fsync(f.fileno())
+            os.replace(partial, path or partial)
+            self._tell(Segment(str(path)))
 
     def _room(self) -> None:
         """Stop while there still is room to close what is open."""
@@ -245,8 +251,9 @@ class Output:
             return
         self._checked = time.monotonic()
         free = shutil.disk_usage(self._folder).free
-        if free < self._settings.reserve:
-            raise DiskIsFull(f"{free / 1e6:.0f} MB free, {self._settings.reserve / 1e6:.0f} MB are kept")
+        kept = max(self._settings.reserve, _LEAST)  # without it HLS would list segments with nothing in them
+        if free < kept:
+            raise DiskIsFull(f"{free / 1e6:.1f} MB free, {kept / 1e6:.0f} MB are kept")
 
 
 def explain(e: BaseException) -> Failed:

@@ -132,6 +132,32 @@ def test_a_job_of_its_own_works_on_frames_side_by_side(openvino_graph: Path) -> 
         assert np.array_equal(result.corrections[0], alone.correction(gray(index))[0])
 
 
+def test_two_first_calls_at_once_come_back(openvino_graph: Path) -> None:
+    """In a process of its own, with graph and verdict known: nothing has called the library before the two."""
+    code = f"""
+import threading, torch
+torch.set_num_threads(2)
+from streamdeblur.models import registry
+from streamdeblur.models.trial import picture
+from streamdeblur.restore.engines import build_engine, facts, share
+net = registry.build({MODEL!r}, {WEIGHTS!r}).eval()
+engine = build_engine(net, engine="openvino", device=torch.device("cpu"), precision="bf16")
+assert share(engine) == 2
+engine.prepare(32, 48)
+together = threading.Barrier(2)
+def call():
+    together.wait()
+    engine.residual(picture(32, 48))
+threads = [threading.Thread(target=call, daemon=True) for _ in range(2)]
+[t.start() for t in threads]
+[t.join(60) for t in threads]
+print([t.is_alive() for t in threads])
+"""
+    build_engine(network(), engine="openvino", device=CPU, precision="bf16")  # the verdict is known from here on
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert done.stdout.strip() == "[False, False]", done.stderr
+
+
 def gray(index: int) -> Frame:
     plane = np.random.default_rng(index).integers(0, 256, (64, 96), np.uint8)
     return Frame(index, index, Fraction(1, 25), (plane,), FrameSpec(96, 64, ColorSpec("gray", full_range=True)))

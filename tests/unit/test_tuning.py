@@ -268,7 +268,11 @@ def test_callers_share_the_memory_and_what_is_taken_anyhow_once() -> None:
     engine: Any = Engine()
     own = memory.own_memory(CPU) + job_bytes(3840, 2160)
     limit = own + 2 * (frame_bytes(3840, 2160) + int(120_000 * NEED * OVERHEAD))
-    one, two = (Restorer(engine=engine, tiling="fast", memory=limit).plan(2160, 3840, callers=n) for n in (1, 2))
+    restorer = Restorer(engine=engine, tiling="fast", memory=limit)
+    one = restorer.plan(2160, 3840)
+    engine.share = lambda: 2
+    assert restorer.share() == 2
+    two = restorer.plan(2160, 3840)
     areas = [t.plan(2160, 3840, engine.receptive_radius).area * t.batch for t in (one, two)]
     assert areas[0] > areas[1] > 40_000
 

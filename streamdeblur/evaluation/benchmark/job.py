@@ -102,7 +102,8 @@ def job(
         engine, _ = Builder(model, str(device)).engine(chosen.engine, chosen.precision)
         at_once = share(engine)
         planner = Restorer(engine=engine, tiling=chosen.tiling, memory=chosen.memory_limit)
-        plan = planner.plan(height, width, callers=at_once)
+        planner.share()
+        plan = planner.plan(height, width)
         restorer = Restorer(engine=engine, tiling=plan)
         restorer.share()
         pictures = [planes_to_rgb(f.planes[: f.spec.color.color_planes], f.spec.color, device) for f in planes]

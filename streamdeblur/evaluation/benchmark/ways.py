@@ -197,7 +197,8 @@ class Builder:
         if way.engine not in ("auto", known.name):
             raise DeviceError(f"engine {way.engine} is not to be had here", f"{known.name} ran in its place")
         planner = Restorer(engine=engine, tiling=parse_tiling(way.tiling), memory=self._memory)
-        tiling = planner.plan(height, width, callers=planner.share())
+        planner.share()
+        tiling = planner.plan(height, width)
         if way.batch is not None:
             tiling = replace(tiling, batch=way.batch)
         plan = tiling.plan(height, width, engine.receptive_radius)

@@ -14,6 +14,7 @@ import ray
 from streamdeblur.errors import DeviceError
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.runtime import ray_pool
+from streamdeblur.runtime.interrupts import interruptible
 from streamdeblur.runtime.pool import one_line
 
 log = logging.getLogger(__name__)
@@ -89,4 +90,5 @@ def alive_nodes() -> set[str]:
 
 def put(data: bytes) -> Any:
     """Bytes in the object store; the reference keeps them there."""
-    return _ray.put(data)
+    with interruptible():
+        return _ray.put(data)

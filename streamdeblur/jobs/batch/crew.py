@@ -25,6 +25,7 @@ from streamdeblur.jobs.batch.metrics import DriverMetrics
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.units import JobSpec, Outcome, Unit
 from streamdeblur.runtime import ray_pool
+from streamdeblur.runtime.interrupts import interruptible
 from streamdeblur.runtime.pool import one_line
 
 log = logging.getLogger(__name__)
@@ -183,9 +184,10 @@ class Crew:
         if not calls:
             time.sleep(seconds)
             return
-        ready, _ = _ray.wait(list(calls), num_returns=1, timeout=seconds)
-        if ready and len(calls) > 1:
-            ready, _ = _ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        with interruptible():
+            ready, _ = _ray.wait(list(calls), num_returns=1, timeout=seconds)
+            if ready and len(calls) > 1:
+                ready, _ = _ray.wait(list(calls), num_returns=len(calls), timeout=0)
         for call in ready:
             event = self._answer(calls[call])
             if event is not None:
@@ -195,7 +197,8 @@ class Crew:
         """Let the actors clear up on their nodes, at the end of a job that came to its end."""
         calls = [a.handle.leave.remote() for a in self.actors if a.state == "ready"]
         if calls:
-            _ray.wait(calls, num_returns=len(calls), timeout=_LEAVE)
+            with interruptible():
+                _ray.wait(calls, num_returns=len(calls), timeout=_LEAVE)
 
     def close(self) -> None:
         for actor in self.actors:
@@ -218,7 +221,8 @@ class Crew:
     def _answer(self, actor: Actor) -> Event | None:
         call, actor.call = actor.call, None
         try:
-            answer = _ray.get(call)
+            with interruptible():
+                answer = _ray.get(call)
         except _GONE as e:
             return self._gone(actor, e)
         except ray.exceptions.LocalRayletDiedError as e:

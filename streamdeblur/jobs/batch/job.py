@@ -27,6 +27,7 @@ from streamdeblur.jobs.batch.sources import STATE, Source, gather_sources
 from streamdeblur.jobs.batch.state import STATUSES, FileState, Snapshot, TakenOver
 from streamdeblur.jobs.batch.units import Item, JobSpec
 from streamdeblur.restore import Restorer, Tiling
+from streamdeblur.runtime.interrupts import interruptible
 from streamdeblur.version import __version__
 from streamdeblur.video.live.urls import mask
 
@@ -204,7 +205,7 @@ class _Job:
                 state.status, state.error = "quarantined", error
                 if entry is None:  # what is known of a source stays so while it is away
                     self.manifest.add(
-                        "quarantined", id=s.id, print=whole, source=s.name, output=s.output, message=error
+                        "quarantined", id=s.id, print=whole, source=mask(s.name), output=s.output, message=mask(error)
                     )
             elif entry is not None and entry.print == whole:
                 known.append((state, entry))
@@ -289,7 +290,9 @@ class _Job:
             for key, f in left.items():
                 known = self.manifest.entries.get(key)
                 if known is None or not known.begun:
-                    self.manifest.add("begin", id=key, print=f.print, source=f.source.name, output=f.source.output)
+                    self.manifest.add(
+                        "begin", id=key, print=f.print, source=mask(f.source.name), output=f.source.output
+                    )
             self.manifest.begin_copies(self.token)
             self.manifest.commit()
             self.manifest.send()
@@ -348,7 +351,8 @@ class _Job:
             held = {digest: put(Path(path).read_bytes()) for digest, path in contents.items()}
             self.scheduler = Scheduler(left, o, spec, self.manifest, held, self.progress, self.files, started_here)
             try:
-                self.scheduler.run()
+                with interruptible():
+                    self.scheduler.run()
             except BaseException as e:
                 self._break_off(e)  # before Ray is shut down: whoever stops a job may soon kill it
                 raise

@@ -26,6 +26,7 @@ from streamdeblur.jobs.batch.sources import STATE
 from streamdeblur.jobs.batch.state import FileState, Snapshot, TakenOver
 from streamdeblur.jobs.batch.telling import Teller
 from streamdeblur.jobs.batch.units import Done, Failure, JobSpec, Outcome, Probed, SegmentDone, Unit
+from streamdeblur.video.live.urls import mask
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class Scheduler:
             if unit.kind != "probe" and state.started is None:
                 state.started, state.status = time.monotonic(), "working"
                 self._manifest.add(
-                    "begin", id=item.id, print=state.print, source=state.source.name, output=state.source.output
+                    "begin", id=item.id, print=state.print, source=mask(state.source.name), output=state.source.output
                 )
 
     def _commit(self) -> bool:
@@ -208,7 +209,7 @@ class Scheduler:
             "done",
             id=outcome.id,
             print=state.print,
-            source=state.source.name,
+            source=mask(state.source.name),
             output=state.source.output,
             size=outcome.size,
             tag=outcome.tag,
@@ -279,9 +280,9 @@ class Scheduler:
             "quarantined",
             id=state.source.id,
             print=state.print,
-            source=state.source.name,
+            source=mask(state.source.name),
             output=state.source.output,
-            message=message,
+            message=mask(message),
         )
         self._drop_segments(state)
         log.warning("%s is quarantined: %s", state.source.name, message)

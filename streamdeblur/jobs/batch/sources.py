@@ -136,6 +136,8 @@ def _expand(word: str, dest: str) -> Iterator[_Named]:
         yield from _manifest(word, dest)
     elif is_url(word):
         yield from _remote(word)
+    elif ending in MANIFESTS and not glob.has_magic(word) and not os.path.exists(word):
+        raise UsageError(f"manifest {word} does not exist", "check the path")
     elif os.path.isdir(word):
         yield from _folder(os.path.abspath(word), dest)
     elif os.path.exists(word) or not glob.has_magic(word):

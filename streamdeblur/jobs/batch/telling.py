@@ -15,6 +15,7 @@ from streamdeblur.jobs.batch.crew import Crew
 from streamdeblur.jobs.batch.metrics import DriverMetrics
 from streamdeblur.jobs.batch.queue import WorkQueue
 from streamdeblur.jobs.batch.state import STATUSES, FileState, Snapshot
+from streamdeblur.runtime.interrupts import interruptible
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +104,13 @@ class Teller:
 def _watch(actor: Actor) -> None:
     """Ask a busy actor how far it is, and take what it answered last time."""
     if actor.watching is not None:
-        done, _ = _ray.wait([actor.watching], timeout=0)
+        with interruptible():
+            done, _ = _ray.wait([actor.watching], timeout=0)
         if not done:
             return
         try:
-            actor.heard(_ray.get(actor.watching))
+            with interruptible():
+                actor.heard(_ray.get(actor.watching))
         except Exception:
             log.debug("%s does not answer", actor.name)
         actor.watching = None

@@ -289,10 +289,12 @@ class BatchingPool(InProcessPool):
         before = work.prepare_seconds
         results = self._restored(work, items)
         prepared = (work.prepare_seconds - before) / len(items)
-        if not prepared:
-            return results
-        # A size that was seen for the first time says nothing of what the next frame will take.
-        return [replace(r, seconds=max(0.0, r.seconds - prepared)) if isinstance(r, Result) else r for r in results]
+        # A size that was seen for the first time says nothing of what the next frame will take. What is longer than the
+        # whole call was prepared by another thread.
+        return [
+            replace(r, seconds=r.seconds - prepared) if isinstance(r, Result) and prepared < r.seconds else r
+            for r in results
+        ]
 
     def _restored(self, work: Work, items: Sequence[Item]) -> list[Result | Gap]:
         if len(items) == 1:

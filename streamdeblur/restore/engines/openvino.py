@@ -205,7 +205,20 @@ class OpenVINOEngine:
         values = batch.detach().to("cpu", torch.float32).contiguous().numpy()
         request = idle.get()
         try:
-            result = request.infer([values], share_inputs=True, share_outputs=True)[0]
-            return torch.from_numpy(np.array(result))
+            if _ready.is_set():
+                return _infer(request, values)
+            with _first_call:
+                result = _infer(request, values)
+                _ready.set()
+                return result
         finally:
             idle.put(request)
+
+
+#: The binding sets itself up in its first call; two threads in there at once wait for each other for ever (seen with
+#: 2026.4: one holds Python's lock, the other that of a once-only initialisation).
+_first_call, _ready = threading.Lock(), threading.Event()
+
+
+def _infer(request: Any, values: Any) -> Tensor:
+    return torch.from_numpy(np.array(request.infer([values], share_inputs=True, share_outputs=True)[0]))
