@@ -333,7 +333,8 @@ def test_a_good_verdict_is_remembered_by_weights(wrong: type[Wrong], own_cache: 
 
 def test_a_damaged_verdict_is_tried_again(wrong: type[Wrong], own_cache: Path) -> None:
     build_engine(Off(0.0), engine="fused", device=CPU, precision="fp32")
-    for text in ("", "[1]", '{"passed": true}'):
+    odd = '{"passed": "false", "error": 0, "allowed": 1}'
+    for text in ("", "[1]", '{"passed": true}', '{"passed": false, "error": null, "allowed": null}', odd):
         (file,) = own_cache.rglob("*.json")
         file.write_text(text)
         before = wrong.calls

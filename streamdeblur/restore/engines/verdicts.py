@@ -37,11 +37,11 @@ class Trials:
 
     def known(self, name: str, precision: str, device: torch.device, version: str) -> Verdict | None:
         """What was found before on this machine, with these versions."""
-        found = cache.read_json(self._path(name, precision, device, version))
-        try:
-            return None if found is None else Verdict(bool(found["passed"]), found["error"], found["allowed"])
-        except KeyError:
-            return None
+        found = cache.read_json(self._path(name, precision, device, version)) or {}
+        passed, error, allowed = (found.get(key) for key in ("passed", "error", "allowed"))
+        if isinstance(passed, bool) and isinstance(error, int | float) and isinstance(allowed, int | float):
+            return Verdict(passed, error, allowed)
+        return None
 
     def judge(self, engine: Engine, name: str, precision: str, version: str) -> Verdict:
         """The verdict, tried now unless it is known. Raises what the engine raises."""
