@@ -385,16 +385,13 @@ def test_a_file_ends_the_job_and_every_frame_is_accounted_for(tmp_path: Path) ->
 class SideBySide(LiveWork):
     """Gains by three threads that call it at once."""
 
-    def share(self) -> int:
-        return 3
-
     def __call__(self, frame: Frame, regions: Any = None) -> tuple[Any, ...]:
         return tuple(np.zeros(p.shape, np.int16) for p in frame.planes)
 
 
 def test_threads_that_work_side_by_side_share_the_load(tmp_path: Path) -> None:
     clip = write_numbered_clip(tmp_path / "in.mp4", RATE, SIZE, rate=RATE)
-    side_by_side = Engine(lambda: SideBySide([]), ("model", "bypass"))
+    side_by_side = Engine(lambda: SideBySide([], at_once=3), ("model", "bypass"))
     with running(str(clip), engine=side_by_side, loop=True) as (job, _):
         wait_for(lambda: job.ladder.workers == 3, "three workers on the ladder")
         wait_for(lambda: job.status().sources[0].restored > 3, "restored frames")
