@@ -239,10 +239,10 @@ class Output:
             if partial is not None and partial.exists() and not partial.stat().st_size:
                 partial.unlink()
             raise
-        if partial is not None and partial.exists():
+        if path is not None and partial is not None and partial.exists():
             with open(partial, "rb+") as f:
                 os.fsync(f.fileno())
-            os.replace(partial, path or partial)
+            os.replace(partial, path)
             self._tell(Segment(str(path)))
 
     def _room(self) -> None:
