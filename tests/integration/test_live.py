@@ -25,7 +25,7 @@ import pytest
 from streamdeblur.config import parse
 from streamdeblur.errors import InputError, UnreadableInput, UsageError
 from streamdeblur.frames import Frame
-from streamdeblur.jobs.live import Engine, FrameMeta, LiveJob, LiveOptions, LiveStatus
+from streamdeblur.jobs.live import Engine, FrameMeta, LiveJob, LiveOptions, LiveStatus, chain
 from streamdeblur.jobs.live.engines import LiveWork
 from streamdeblur.runtime.ledger import FrameRecord, read_ledger
 from tests.clips import read_number, read_packets, write_numbered_clip
@@ -268,8 +268,10 @@ def test_pictures_may_change_their_size(relay: Relay, tmp_path: Path, caplog: An
     assert sizes == [SIZE, (320, 96)]
 
 
-def test_a_file_changes_its_size_in_mid_stream(tmp_path: Path, caplog: Any) -> None:
-    # One MPEG-TS, two sequence headers: no reconnect in between.
+def test_a_file_changes_its_size_in_mid_stream(tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One MPEG-TS, two sequence headers: no reconnect in between. Every frame is asked for, so the queue before the encoder
+    # holds them all: a machine that stands still for a second may otherwise leave one out, as documented.
+    monkeypatch.setattr(chain, "_QUEUE", 64)
     parts = [
         write_numbered_clip(tmp_path / f"{n}.ts", range(12 * n, 12 * n + 12), size, rate=RATE)
         for n, size in enumerate((SIZE, (192, 64)))
@@ -283,7 +285,7 @@ def test_a_file_changes_its_size_in_mid_stream(tmp_path: Path, caplog: Any) -> N
     assert len(outputs) == 2
     found = [n for path in outputs for n in numbers_in(path)]
     assert found == seen.numbers
-    assert set(found) >= {0, 11, 12, 22}
+    assert set(found) >= set(range(23))
 
 
 def test_a_peer_that_stalls_holds_up_nobody_else(relay: Relay, tmp_path: Path) -> None:
