@@ -16,23 +16,24 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import BrokenStream, OutputError, UsageError, WorkerError
 from streamdeblur.frames import Frame
 from streamdeblur.jobs.channel import Channel, Closed
-from streamdeblur.jobs.run import open_ledger, open_source, refuse_meaningless, restored, settle, spending
+from streamdeblur.jobs.run import Done, open_ledger, open_source, refuse_meaningless, restored, settle, spending
 from streamdeblur.jobs.watching import Watch
 from streamdeblur.jobs.workforce import Workforce, encoder_preset, tiling_words
 from streamdeblur.runtime.ledger import FrameRecord, Ledger, TileCounts
 from streamdeblur.runtime.pool import Pool
-from streamdeblur.video.encoders import EncoderRequest
+from streamdeblur.video.encoders import EncoderChoice, EncoderRequest
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
+from streamdeblur.video.streams import StreamPlan
 from streamdeblur.video.writer import VideoWriter, check_writable, muxer_for
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,28 @@ def _same_file(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
     )
 
 
+class Sink(Protocol):
+    """What a job writes to: a ``VideoWriter``, or what stands in for one. For one thread."""
+
+    choice: EncoderChoice
+    frames_written: int
+
+    @property
+    def plans(self) -> Sequence[StreamPlan]: ...
+
+    def write(self, frame: Frame, like: DecodedFrame | None = None) -> int | None:
+        """Take a frame; its timestamp in the output."""
+
+    def copy(self, item: CopyPacket) -> None:
+        """Take a packet of another stream."""
+
+    def finish(self) -> None:
+        """All is there: complete the file and give it its name."""
+
+    def abort(self) -> None:
+        """Leave nothing behind; idempotent."""
+
+
 class Job:
     """One video through the pool. ``run`` once; subclasses say otherwise what opens, works and writes.
 
@@ -229,7 +252,7 @@ class Job:
             workforce = self.workforce(size, None if frames is None else frames * (1 + fields))
             with (
                 workforce.pool as pool,
-                open_ledger(o, self.source, self.final) as ledger,
+                self.book() as ledger,
                 Watch(o, self.source, info.rotation) as watch,
             ):
                 self.watch = watch
@@ -259,10 +282,20 @@ class Job:
         """size: (width, height) of the pictures that the network will see. pictures: how many, None if unknown."""
         return Workforce(self.options, size, pictures)
 
-    def writer(self, reader: VideoReader, request: EncoderRequest) -> VideoWriter:
+    def book(self) -> Ledger:
+        return open_ledger(self.options, self.source, self.final)
+
+    def writer(self, reader: VideoReader, request: EncoderRequest) -> Sink:
         return VideoWriter(self.target, reader, request)
 
-    def check(self, reader: VideoReader, writer: VideoWriter, ledger: Ledger) -> None:
+    def settled(self, done: Done[DecodedFrame]) -> tuple[Frame, FrameRecord]:
+        """The frame to write and the line to book. Raises WorkerError for one that can't be restored."""
+        decoded = done.item
+        when = f" at {decoded.time:.3f} s" if decoded.time is not None else ""
+        frame, record = settle(decoded, done, f"frame {decoded.index}{when} of {self.source}", self.options, self.spent)
+        return self.watch.see(decoded, frame, record), record
+
+    def check(self, reader: VideoReader, writer: Sink, ledger: Ledger) -> None:
         """Raise MismatchError or BrokenStream where frames are missing, before the output gets its name."""
         ledger.check(reader.frames_read, writer.frames_written)
         if reader.frames_read == 0:
@@ -270,7 +303,7 @@ class Job:
 
     # --- the three threads -------------------------------------------------------------------------------------------
 
-    def _flow(self, reader: VideoReader, writer: VideoWriter, pool: Pool, ledger: Ledger) -> None:
+    def _flow(self, reader: VideoReader, writer: Sink, pool: Pool, ledger: Ledger) -> None:
         threads = [
             threading.Thread(target=self._read, args=(reader,), name="reader", daemon=True),
             threading.Thread(target=self._write, args=(writer,), name="writer", daemon=True),
@@ -302,7 +335,7 @@ class Job:
             return
         self.frames.finish()
 
-    def _write(self, writer: VideoWriter) -> None:
+    def _write(self, writer: Sink) -> None:
         try:
             while (item := self.mux.get()) is not None:
                 if isinstance(item, CopyPacket):
@@ -323,13 +356,9 @@ class Job:
         plan = self.spent.plan if self.spent is not None else None
         frames = restored(pool, self.frames.get, lambda f: f, plan=plan, idle=lambda: self._drain(ledger, reader))
         for done in frames:
-            decoded = done.item
-            when = f" at {decoded.time:.3f} s" if decoded.time is not None else ""
-            name = f"frame {decoded.index}{when} of {self.source}"
-            frame, record = settle(decoded, done, name, self.options, self.spent)
-            frame = self.watch.see(decoded, frame, record)
+            frame, record = self.settled(done)
             try:
-                self.mux.put((frame, decoded, record))
+                self.mux.put((frame, done.item, record))
             except Closed:
                 self._drain(ledger, reader, until_done=True)  # raises what the writer raised
                 raise WorkerError("the writer stopped without a reason") from None
@@ -364,9 +393,7 @@ class Job:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def _summary(
-        self, reader: VideoReader, writer: VideoWriter, workforce: Workforce, ledger: Ledger
-    ) -> ProcessSummary:
+    def _summary(self, reader: VideoReader, writer: Sink, workforce: Workforce, ledger: Ledger) -> ProcessSummary:
         counts = ledger.counts
         t = workforce.tiling
         return ProcessSummary(

@@ -269,8 +269,8 @@ def test_pictures_may_change_their_size(relay: Relay, tmp_path: Path, caplog: An
 
 
 def test_a_file_changes_its_size_in_mid_stream(tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # One MPEG-TS, two sequence headers: no reconnect in between. Every frame is asked for, so the queue before the encoder
-    # holds them all: a machine that stands still for a second may otherwise leave one out, as documented.
+    # One MPEG-TS, two sequence headers: no reconnect in between. Every frame is asked for, so the queue before the
+    # encoder holds them all: a machine that stands still for a second may otherwise leave one out, as documented.
     monkeypatch.setattr(chain, "_QUEUE", 64)
     parts = [
         write_numbered_clip(tmp_path / f"{n}.ts", range(12 * n, 12 * n + 12), size, rate=RATE)

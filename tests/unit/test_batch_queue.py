@@ -14,7 +14,7 @@ from streamdeblur.jobs.batch.plan import Plan, Segment
 from streamdeblur.jobs.batch.queue import WorkQueue
 from streamdeblur.jobs.batch.sources import Source
 from streamdeblur.jobs.batch.state import FileState
-from streamdeblur.jobs.batch.units import Item
+from streamdeblur.jobs.batch.units import WHOLE, Item
 
 
 class Clock:
@@ -83,6 +83,38 @@ def test_helpers_plan_and_join_and_nothing_else() -> None:
     q = queued(states)
     assert names(q, helper=True) == ["join c", "probe b"]
     assert names(q) == ["files a"]
+
+
+def test_helpers_encode_and_workers_lend_a_hand_when_they_fall_behind() -> None:
+    states = files(a=plan(90, segments=6))
+    (state,) = states.values()
+    q = queued(states, encode_on="helpers", helpers=1)
+    assert [f"{u.kind} {u.segment}" for u in [q.next(False, 2)] if u] == ["restore 0"]
+    for number in range(3):
+        state.restored[number] = {"frames": 10}
+        q.encode(state, number)
+    lent = q.next(False, 2)  # three wait, which is more than two for the one helper
+    assert lent is not None
+    assert (lent.kind, lent.segment, lent.facts) == ("encode", 0, {"frames": 10})
+    assert names(q, helper=True) == ["encode1 a", "encode2 a"]
+    assert names(q) == ["restore1 a", "restore2 a", "restore3 a", "restore4 a", "restore5 a"]
+    state.restored[3] = {"frames": 10}
+    q.encode(state, 3)
+    assert names(q) == ["encode3 a"]  # nothing is left to restore
+    q.put_back(lent)
+    state.restored.clear()
+    assert names(q, helper=True) == []  # nobody wants it any more
+
+
+def test_a_file_that_goes_on_is_restored_only_where_it_was_not() -> None:
+    states = files(a=plan(90, segments=3), b=plan(10), c=plan(20))
+    a, b, c = states.values()
+    a.restored = {1: {"frames": 10}}
+    b.restored = {WHOLE: {"frames": 10}}
+    c.together = True
+    q = queued(states, encode_on="helpers", helpers=3)
+    assert names(q, helper=True) == ["encode1 a", "encode b"]
+    assert names(q) == ["restore0 a", "restore2 a", "files c"]
 
 
 def test_what_failed_comes_back_after_its_pause_and_alone(clock: Clock) -> None:

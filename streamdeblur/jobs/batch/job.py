@@ -19,7 +19,7 @@ from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import OutputError, StreamdeblurError, UnreadableInput, UsageError
 from streamdeblur.jobs.batch import fingerprint, place
 from streamdeblur.jobs.batch.manifest import SCHEMA, Entry, Manifest
-from streamdeblur.jobs.batch.node import DETECTIONS, DRIVER, segment_name
+from streamdeblur.jobs.batch.node import CORRECTIONS, DETECTIONS, DRIVER, segment_name
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.plan import Plan
 from streamdeblur.jobs.batch.report import write_reports
@@ -231,20 +231,31 @@ class _Job:
         if entry.plan is None or state.item is None:
             return
         plan = Plan.from_dict(entry.plan["plan"])
-        if not plan.segments or self.options.segment_seconds <= 0:
-            return  # it costs little to plan it again, perhaps otherwise
         tiling = None if entry.plan["tiling"] is None else Tiling(*entry.plan["tiling"])
         item = replace(state.item, plan=plan, tiling=tiling)
+        restored = {
+            number: line["facts"]
+            for number, line in entry.restored.items()
+            if line["plan_print"] == plan.print
+            and place.stat(segment_name(self.dest, item, number, CORRECTIONS)) is not None
+        }
+        if not plan.segments and restored:
+            state.item, state.restored = item, restored
+            return
+        if not plan.segments or self.options.segment_seconds <= 0:
+            return  # it costs little to plan it again, perhaps otherwise
         valid = {}
         for number, line in entry.segments.items():
             names = [segment_name(self.dest, item, number, ending) for ending in ("seg", "jsonl")]
             if line["plan_print"] == plan.print and all(place.stat(n) is not None for n in names):
                 valid[number] = line
         presets = {line["preset"] for line in valid.values()}
-        if not valid or len(presets) != 1:
+        if len(presets) > 1 or not (valid or restored):
             return
-        device = next(iter(valid.values()))["device"]
-        state.item = replace(item, preset=presets.pop(), device=device)
+        if valid:
+            item = replace(item, preset=presets.pop(), device=next(iter(valid.values()))["device"])
+        state.item = item
+        state.restored = {n: facts for n, facts in restored.items() if n not in valid}
         state.left = {s.number for s in plan.segments} - set(valid)
         state.frames_done = sum(line["frames"] for line in valid.values())
 

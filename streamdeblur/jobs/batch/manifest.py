@@ -1,8 +1,8 @@
 """The job's memory: an append-only file of JSON lines in DEST, on disk before anything relies on it.
 
 Lines: ``job`` (a driver began), ``begin`` (a file was taken up; what lies under its output's name from then on is
-ours), ``plan``, ``segment``, ``done``, ``quarantined``, ``end``. The last word on a file counts. A line that a crash
-cut short is dropped. One driver at a time: it holds a lock on the folder.
+ours), ``plan``, ``restored``, ``segment``, ``done``, ``quarantined``, ``end``. The last word on a file counts. A line
+that a crash cut short is dropped. One driver at a time: it holds a lock on the folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ SCHEMA = 1
 
 @dataclass(slots=True)
 class Entry:
-    """All that is known of a file. begun: we may have written its output. segments: finished ones, by number."""
+    """All that is known of a file. begun: we may have written its output. segments: finished ones, by number; restored:
+    those (or all of it, as WHOLE) whose corrections are there, to be encoded."""
 
     begun: bool = False
     print: str = ""
@@ -33,6 +34,7 @@ class Entry:
     plan: dict[str, Any] | None = None
     plan_print: str = ""
     segments: dict[int, dict[str, Any]] = field(default_factory=dict)
+    restored: dict[int, dict[str, Any]] = field(default_factory=dict)
     done: dict[str, Any] | None = None
     error: str = ""
 
@@ -109,16 +111,19 @@ class Manifest:
             entry.begun = True
         if mark != entry.print:
             entry.print, entry.status, entry.done, entry.error = mark, "", None, ""
-            entry.plan, entry.plan_print, entry.segments = None, "", {}
+            entry.plan, entry.plan_print, entry.segments, entry.restored = None, "", {}, {}
         if kind == "plan":
             if line["plan_print"] != entry.plan_print:
-                entry.segments = {}
+                entry.segments, entry.restored = {}, {}
             entry.plan, entry.plan_print = {"plan": line["plan"], "tiling": line["tiling"]}, line["plan_print"]
         elif kind == "segment":
             entry.segments[line["number"]] = dict(line)
+            entry.restored.pop(line["number"], None)
+        elif kind == "restored":
+            entry.restored[line["number"]] = dict(line)
         elif kind == "done":
             entry.status, entry.done = "done", dict(line)
-            entry.segments = {}
+            entry.segments, entry.restored = {}, {}
         elif kind == "quarantined":
             entry.status, entry.error = "quarantined", line["message"]
 

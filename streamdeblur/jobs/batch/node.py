@@ -33,6 +33,7 @@ from streamdeblur.errors import (
     WeightsError,
 )
 from streamdeblur.jobs.batch import place
+from streamdeblur.jobs.batch.apart import EncodeFile, EncodeSegment, RestoreFile, RestoreSegment, Unmatched
 from streamdeblur.jobs.batch.fetched import Fetched
 from streamdeblur.jobs.batch.gpu_use import GpuUse
 from streamdeblur.jobs.batch.joining import join_segments
@@ -41,7 +42,18 @@ from streamdeblur.jobs.batch.plan import make_plan, peek
 from streamdeblur.jobs.batch.restorers import Restorers
 from streamdeblur.jobs.batch.segments import FileWork, SegmentWork, Uncuttable
 from streamdeblur.jobs.batch.sources import STATE
-from streamdeblur.jobs.batch.units import Done, Failure, Item, JobSpec, Outcome, Probed, SegmentDone, Unit
+from streamdeblur.jobs.batch.units import (
+    WHOLE,
+    Done,
+    Failure,
+    Item,
+    JobSpec,
+    Outcome,
+    Probed,
+    Restored,
+    SegmentDone,
+    Unit,
+)
 from streamdeblur.jobs.process import Progress
 from streamdeblur.jobs.verify import verify
 from streamdeblur.jobs.workforce import tiling_words
@@ -51,6 +63,8 @@ log = logging.getLogger(__name__)
 
 #: Beside a result, with its name in front.
 DETECTIONS = "detections.jsonl"
+#: What lies between the two halves of the work on a file or segment.
+CORRECTIONS = "corrections"
 #: In DEST's state folder: the token of the driver whose job it is; tries to read it, with pauses that double.
 DRIVER = "driver"
 _READS = 6
@@ -137,6 +151,10 @@ class NodeWork:
                 return self._segment(item, unit.segment, source, options, folder)
             if unit.kind == "join":
                 return self._join(item, source, options, folder, said)
+            if unit.kind == "restore":
+                return self._restore(item, unit.segment, source, options, folder, said)
+            if unit.kind == "encode":
+                return self._encode(item, unit, source, options, folder, said)
             return self._file(item, source, options, folder, said)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -152,39 +170,93 @@ class NodeWork:
         target, ledger = folder / Path(item.output).name, folder / "ledger.jsonl"
         found = folder / DETECTIONS if options.detect is not None else None
         options = options.model_copy(update={"ledger": ledger, "detections": None if found is None else str(found)})
-        final = place.join(self._spec.dest, item.output)
-        work = FileWork(source, target, options, self._restorers, item.tiling, self._progress, final)
-        summary = work.run().as_dict()
+        summary = FileWork(*self._job(item, source, options, folder)).run().as_dict()
         return self._publish(item, source, target, ledger, summary, said, found)
+
+    # --- in two halves -----------------------------------------------------------------------------------------------
+
+    def _restore(
+        self, item: Item, number: int, source: str, options: ProcessOptions, folder: Path, said: list[str]
+    ) -> Restored:
+        corrections = folder / "corrections"
+        found = folder / DETECTIONS if options.detect is not None else None
+        options = options.model_copy(update={"detections": None if found is None else str(found)})
+        common = self._job(item, source, options, folder)
+        work: RestoreFile | RestoreSegment
+        if number == WHOLE:
+            work = RestoreFile(corrections, *common)
+        else:
+            assert item.plan is not None
+            work = RestoreSegment(corrections, item.plan.segments[number], item.plan, folder / "unused.seg", *common)
+        summary = work.run().as_dict()
+        self._check_token()
+        if found is not None:
+            self._move(found, segment_name(self._spec.dest, item, number, DETECTIONS))
+        self._move(corrections, segment_name(self._spec.dest, item, number, CORRECTIONS))
+        warnings = [w.replace(source, item.source) for w in said]
+        facts = {**summary, "preset": work.preset, "node": _node(), "warnings": warnings}
+        return Restored(item.id, number, facts)
+
+    def _encode(
+        self, item: Item, unit: Unit, source: str, options: ProcessOptions, folder: Path, said: list[str]
+    ) -> SegmentDone | Done:
+        number, facts = unit.segment, unit.facts
+        kept = segment_name(self._spec.dest, item, number, CORRECTIONS)
+        corrections = self._near(kept, folder / "corrections")
+        target, ledger, packets = folder / Path(item.output).name, folder / "ledger.jsonl", folder / f"{number}.seg"
+        common = self._job(item, source, options.model_copy(update={"ledger": ledger}), folder)
+        done: SegmentDone | Done
+        if number == WHOLE:
+            work = EncodeFile(*common)
+            work.replay(corrections, facts, facts["preset"])
+            summary = {**work.run().as_dict(), **work.facts()}
+            found = None
+            if options.detect is not None:
+                found = self._near(segment_name(self._spec.dest, item, number, DETECTIONS), folder / DETECTIONS)
+            said[:0] = facts["warnings"]
+            done = self._publish(item, source, target, ledger, summary, said, found)
+        else:
+            assert item.plan is not None
+            part = EncodeSegment(item.plan.segments[number], item.plan, packets, *common)
+            part.replay(corrections, facts, facts["preset"])
+            summary = {**part.run().as_dict(), **part.facts()}
+            done = self._segment_done(item, number, part, packets, ledger, summary)
+        with suppress(OutputError):  # the end of the job removes what is left
+            place.remove(kept)
+        return done
+
+    def _near(self, name: str, local: Path) -> Path:
+        """A file of the job's where this node can read it. Raises Unmatched where it is gone."""
+        try:
+            path = place.fetch(name, local, self._step) if place.is_url(name) else Path(name)
+        except InputError as e:
+            raise Unmatched(f"what was restored is gone: {e.what}") from e
+        if not path.is_file():
+            raise Unmatched(f"what was restored is gone: {name}")
+        return path
+
+    def _job(self, item: Item, source: str, options: ProcessOptions, folder: Path) -> tuple[Any, ...]:
+        """What every kind of work on a file is given."""
+        final = place.join(self._spec.dest, item.output)
+        target = folder / Path(item.output).name
+        return source, target, options, self._restorers, item.tiling, self._progress, final
 
     def _segment(self, item: Item, number: int, source: str, options: ProcessOptions, folder: Path) -> SegmentDone:
         assert item.plan is not None
         packets, ledger = folder / f"{number}.seg", folder / f"{number}.jsonl"
-        work = SegmentWork(
-            item.plan.segments[number],
-            item.plan,
-            packets,
-            source,
-            folder / Path(item.output).name,
-            options.model_copy(update={"ledger": ledger}),
-            self._restorers,
-            item.tiling,
-            self._progress,
-            place.join(self._spec.dest, item.output),
-        )
-        summary = work.run()
+        common = self._job(item, source, options.model_copy(update={"ledger": ledger}), folder)
+        work = SegmentWork(item.plan.segments[number], item.plan, packets, *common)
+        return self._segment_done(item, number, work, packets, ledger, work.run().as_dict())
+
+    def _segment_done(
+        self, item: Item, number: int, work: SegmentWork, packets: Path, ledger: Path, summary: dict[str, Any]
+    ) -> SegmentDone:
         self._check_token()
         for path, ending in ((ledger, "jsonl"), (packets, "seg")):  # the packets last: they say that it is done
             self._move(path, segment_name(self._spec.dest, item, number, ending))
-        counts = {"restored": summary.restored, "bypassed": summary.bypassed}
+        counts = {"restored": summary["restored"], "bypassed": summary["bypassed"]}
         return SegmentDone(
-            item.id,
-            number,
-            summary.frames,
-            counts,
-            summary.seconds,
-            work.preset,
-            {**summary.as_dict(), "node": _node()},
+            item.id, number, summary["frames"], counts, summary["seconds"], work.preset, {**summary, "node": _node()}
         )
 
     def _join(self, item: Item, source: str, options: ProcessOptions, folder: Path, said: list[str]) -> Done:
@@ -383,6 +455,8 @@ class NodeWork:
             kind = "disk"
         elif isinstance(e, Superseded):
             kind = "superseded"
+        elif isinstance(e, Unmatched):
+            kind = "unmatched"
         elif isinstance(e, Uncuttable):
             kind = "uncuttable"
         else:
@@ -402,10 +476,12 @@ def _written(name: str) -> place.Stat:
 
 
 def segment_name(dest: str, item: Item, number: int, ending: str) -> str:
-    """Where a finished segment lies until it is joined; its name tells what it depends on."""
+    """Where a finished segment lies until it is joined, or what was restored until it is encoded; its name tells what
+    it depends on."""
     assert item.plan is not None
     mark = f"{item.print[:12]}-{item.plan.print}"
-    return place.join(dest, STATE, "segments", item.id, f"{number}-{mark}.{ending}")
+    part = "whole" if number == WHOLE else str(number)
+    return place.join(dest, STATE, "segments", item.id, f"{part}-{mark}.{ending}")
 
 
 def _node() -> str:

@@ -92,6 +92,10 @@ class BatchOptions(EncodeOptions):
     helpers: int = Field(
         0, ge=0, le=10_000, description="Actors without GPU more, for planning, joining and verifying on CPU nodes."
     )
+    encode_on: Literal["workers", "helpers"] = Field(
+        "workers",
+        description="Who encodes: those that restore, or helpers, where a GPU restores faster than its node encodes.",
+    )
     segment_seconds: float = Field(
         60.0, ge=0, le=86_400, description="Cut longer files at keyframes into about this much; 0 never cuts."
     )
@@ -114,8 +118,13 @@ class BatchOptions(EncodeOptions):
     )
     reserve_gb: float = Field(1.0, ge=0, description="Pause while less than this many GB are free in DEST.")
 
-    conflicts: ClassVar[tuple[Conflict, ...]] = tuple(
-        c for c in ProcessOptions.conflicts if "detections" not in c.fields
+    conflicts: ClassVar[tuple[Conflict, ...]] = (
+        *(c for c in ProcessOptions.conflicts if "detections" not in c.fields),
+        Conflict(
+            ("encode_on", "helpers"),
+            lambda o: o.encode_on == "helpers" and not o.helpers,
+            lambda o: "encode_on helpers needs some: set helpers to how many",
+        ),
     )
 
 

@@ -1,6 +1,9 @@
 """What is to be done next: joins (they finish files and free disk), segments of files that are begun, then planning
 while few planned files wait, then new files, longest first, short ones in groups that shrink towards the end.
 
+Where helpers encode, they get what was restored; the others take of it, and of the joins, what helpers fall behind
+with, so that no more than a few wait on the disk.
+
 Everything that waits here is a description; all but the list of files is bounded by the number of actors.
 """
 
@@ -10,17 +13,19 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.state import FileState
-from streamdeblur.jobs.batch.units import Unit
+from streamdeblur.jobs.batch.units import WHOLE, Kind, Unit
 
 #: Paths in a unit of planning; planned files that wait for each actor; files in a group.
 _PROBES = 16
 _AHEAD = 8
 _GROUP = 64
+#: Units that may wait for each helper before the others lend a hand.
+_BEHIND = 2
 #: Of a source, for guessing how many actors files that are not planned yet will want.
 _SEGMENT_BYTES = 64 << 20
 
@@ -48,6 +53,7 @@ class WorkQueue:
         self._planned: list[tuple[float, int, str]] = []
         self._segments: deque[Unit] = deque()
         self._joins: deque[Unit] = deque()
+        self._encodes: deque[Unit] = deque()
         self._later: list[tuple[float, int, Unit]] = []
         for f in files.values():
             if f.item is not None and f.item.plan is not None:
@@ -61,12 +67,12 @@ class WorkQueue:
     @property
     def waiting(self) -> int:
         """Units that wait, as far as they are known."""
-        return len(self._segments) + len(self._joins) + len(self._planned) + len(self._later)
+        return len(self._segments) + len(self._joins) + len(self._encodes) + len(self._planned) + len(self._later)
 
     @property
     def queued(self) -> bool:
         """Whether anything could be handed out now."""
-        return bool(self._segments or self._joins or self._planned or self._unplanned)
+        return bool(self._segments or self._joins or self._encodes or self._planned or self._unplanned)
 
     def work(self) -> int:
         """About how many units are left to hand out."""
@@ -85,12 +91,21 @@ class WorkQueue:
             if not state.left:
                 self.join(state)
                 return
+        for number in sorted(state.restored):
+            self.encode(state, number)
+        if state.restored and state.restored.keys() >= (state.left or {WHOLE}):
+            return
         heapq.heappush(self._planned, (-plan.seconds, next(self._order), state.source.id))
 
     def join(self, state: FileState) -> None:
         """Queue the join of a file whose segments are all done."""
         assert state.item is not None
         self._joins.append(Unit("join", (state.item,)))
+
+    def encode(self, state: FileState, number: int) -> None:
+        """Queue the second half of a file's segment, or of all of it."""
+        assert state.item is not None
+        self._encodes.append(Unit("encode", (state.item,), number, state.restored[number]))
 
     def put_back(self, unit: Unit, pause: float = 0.0) -> None:
         """Queue a unit again, its files one by one, after ``pause`` seconds; nothing of it that is not wanted now."""
@@ -107,21 +122,49 @@ class WorkQueue:
         """Whether a unit is wanted: of a file that is not over, and of the plan that it has now."""
         if state.over or state.item is None:
             return False
-        return unit.kind not in ("segment", "join") or unit.items[0].plan == state.item.plan
+        if unit.kind == "encode" and unit.segment not in state.restored:
+            return False
+        cut = unit.kind == "join" or unit.segment != WHOLE
+        return not cut or unit.items[0].plan == state.item.plan
 
     def next(self, helper: bool, actors: int) -> Unit | None:
         """The next unit for an idle actor, one of so many."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             self._requeue(heapq.heappop(self._later)[2])
-        for queue in (self._joins,) if helper else (self._joins, self._segments):
+        if helper:
+            unit = self._first(self._joins, self._encodes)
+        else:
+            unit = self._first(*self._left_behind(), self._segments)
+        if unit is not None:
+            return unit
+        if self._unplanned and (helper or len(self._planned) < max(4 * _PROBES, _AHEAD * actors)):
+            return self._probe_unit(actors)
+        if helper:
+            return None
+        return self._file_unit(actors) or self._first(self._joins, self._encodes)
+
+    def _left_behind(self) -> Iterator[deque[Unit]]:
+        """What helpers do not come to, if there are any."""
+        helpers = self._options.helpers if self._options.encode_on == "helpers" else 0
+        for queue in (self._joins, self._encodes):
+            if len(queue) > _BEHIND * helpers:
+                yield queue
+
+    def _first(self, *queues: deque[Unit]) -> Unit | None:
+        """The first unit of those that is wanted still."""
+        for queue in queues:
             while queue:
                 unit = queue.popleft()
                 if self.current(unit, self._files[unit.items[0].id]):
                     return unit
-        if self._unplanned and (helper or len(self._planned) < max(4 * _PROBES, _AHEAD * actors)):
-            return self._probe_unit(actors)
-        return None if helper else self._file_unit(actors)
+        return None
+
+    def _kind(self, state: FileState) -> Kind:
+        """How a file, or a segment of it, is worked on."""
+        if self._options.encode_on == "helpers" and not state.together:
+            return "restore"
+        return "segment" if state.item and state.item.plan and state.item.plan.segments else "files"
 
     def _requeue(self, unit: Unit) -> None:
         state = self._files[unit.items[0].id]
@@ -129,8 +172,10 @@ class WorkQueue:
             return
         if unit.kind == "join":
             self._joins.append(unit)
-        elif unit.kind == "segment":
-            self._segments.appendleft(unit)
+        elif unit.kind == "encode":
+            self._encodes.append(unit)
+        elif unit.segment != WHOLE:
+            self._segments.appendleft(replace(unit, kind=self._kind(state)))
         elif unit.kind == "probe":
             self._unplanned.appendleft(state.source.id)
             self._unplanned_bytes += state.size
@@ -159,7 +204,9 @@ class WorkQueue:
         assert item.plan is not None
         if item.plan.segments:
             assert state.left is not None
-            self._segments.extend(Unit("segment", (item,), number) for number in sorted(state.left))
+            kind = self._kind(state)
+            numbers = sorted(state.left - state.restored.keys())
+            self._segments.extend(Unit(kind, (item,), number) for number in numbers)
             return self._segments.popleft()
         items, length = [item], item.plan.seconds
         # Groups get smaller towards the end, so that none holds it up.
@@ -168,6 +215,7 @@ class WorkQueue:
             other = self._files[self._planned[0][2]]
             plan = other.item.plan if other.item is not None else None
             fits = plan is not None and not plan.segments and length + plan.seconds <= enough
+            fits = fits and other.together == state.together
             if not fits or other.source.id in self.alone:
                 break
             heapq.heappop(self._planned)
@@ -175,7 +223,7 @@ class WorkQueue:
             assert plan is not None
             items.append(other.item)
             length += plan.seconds
-        return Unit("files", tuple(items))
+        return Unit(self._kind(state), tuple(items))
 
     def _left_seconds(self) -> float:
         return -sum(cost for cost, _, _ in self._planned[:4096]) * max(1.0, len(self._planned) / 4096)

@@ -3,7 +3,7 @@
 Faults: a unit that failed, or whose actor died, is done again after a pause that doubles; a group is dissolved first,
 so that one file is charged. What fails ``attempts`` times, or for a reason of its own, is quarantined and the job
 goes on. A node's death charges nobody. A full disk pauses the job. A file whose segments do not come out as planned
-goes whole.
+goes whole; one that can't be restored in one place and encoded in another is done in one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ from streamdeblur.jobs.batch.queue import WorkQueue, single
 from streamdeblur.jobs.batch.sources import STATE
 from streamdeblur.jobs.batch.state import FileState, Snapshot, TakenOver
 from streamdeblur.jobs.batch.telling import Teller
-from streamdeblur.jobs.batch.units import Done, Failure, JobSpec, Outcome, Probed, SegmentDone, Unit
+from streamdeblur.jobs.batch.units import (
+    WHOLE,
+    Done,
+    Failure,
+    JobSpec,
+    Kind,
+    Outcome,
+    Probed,
+    Restored,
+    SegmentDone,
+    Unit,
+)
 from streamdeblur.video.live.urls import mask
 
 log = logging.getLogger(__name__)
@@ -143,7 +154,12 @@ class Scheduler:
         elif isinstance(outcome, Probed):
             self._probed(state, outcome)
         elif isinstance(outcome, SegmentDone):
-            self._segment_done(state, outcome, event.host)
+            self._segment_done(state, outcome)
+            if unit.kind == "segment":
+                self._count(event.host, outcome.frames)
+        elif isinstance(outcome, Restored):
+            self._restored(state, outcome)
+            self._count(event.host, int(outcome.facts["frames"]))
         else:
             self._done(state, outcome)
             if unit.kind == "files":
@@ -172,7 +188,21 @@ class Scheduler:
             tiling=None if tiling is None else [getattr(tiling, n) for n in tiling.__dataclass_fields__],
         )
 
-    def _segment_done(self, state: FileState, outcome: SegmentDone, host: str) -> None:
+    def _restored(self, state: FileState, outcome: Restored) -> None:
+        assert state.item is not None
+        assert state.item.plan is not None
+        self._manifest.add(
+            "restored",
+            id=outcome.id,
+            print=state.print,
+            plan_print=state.item.plan.print,
+            number=outcome.number,
+            facts=outcome.facts,
+        )
+        state.restored[outcome.number] = outcome.facts
+        self._queue.encode(state, outcome.number)
+
+    def _segment_done(self, state: FileState, outcome: SegmentDone) -> None:
         assert state.item is not None
         assert state.item.plan is not None
         assert state.left is not None
@@ -190,8 +220,8 @@ class Scheduler:
             node=outcome.summary.get("node"),
         )
         state.left.discard(outcome.number)
+        state.restored.pop(outcome.number, None)
         state.frames_done += outcome.frames
-        self._count(host, outcome.frames)
         if state.item.preset and state.item.preset != outcome.preset:
             self._go_whole(state, "its segments were encoded with different presets")
             return
@@ -203,6 +233,7 @@ class Scheduler:
         state.status = "differs" if outcome.summary["differences"] else "done"
         state.summary = dict(outcome.summary)
         state.frames_done = int(outcome.summary["frames"])
+        state.restored.clear()
         state.seconds = time.monotonic() - (state.started or time.monotonic())
         self._open -= 1
         self._manifest.add(
@@ -248,7 +279,10 @@ class Scheduler:
             self._disk.full(failure.message)
             self._queue.put_back(single(unit, state))
             return
-        cut = unit.kind in ("segment", "join")
+        if failure.kind == "unmatched":
+            self._do_together(unit, state, failure.message)
+            return
+        cut = unit.kind == "join" or unit.segment != WHOLE
         if failure.kind == "uncuttable" or (failure.kind == "file" and cut):
             self._go_whole(state, failure.message)
         elif failure.kind == "file":
@@ -272,10 +306,21 @@ class Scheduler:
         self._queue.alone.add(state.source.id)
         self._queue.put_back(unit, pause)
 
+    def _do_together(self, unit: Unit, state: FileState, why: str) -> None:
+        """Restore and encode in one place from now on what was to be in two."""
+        log.warning("%s: %s; it is restored and encoded in one place", unit.name, why)
+        if not state.together:
+            state.notes.append(f"restored and encoded in one place: {why}")
+        state.together = True
+        state.restored.pop(unit.segment, None)
+        kind: Kind = "segment" if unit.segment != WHOLE else "files"
+        self._queue.put_back(replace(unit, kind=kind, facts={}))
+
     def _quarantine(self, state: FileState, message: str) -> None:
         state.status, state.error = "quarantined", message
         state.seconds = time.monotonic() - (state.started or time.monotonic())
         self._open -= 1
+        state.restored.clear()
         self._manifest.add(
             "quarantined",
             id=state.source.id,
@@ -295,6 +340,7 @@ class Scheduler:
         plan = replace(state.item.plan, whole=why, segments=())
         state.item = replace(state.item, plan=plan, tiling=None, preset="")
         state.left, state.parts, state.frames_done = None, 0, 0
+        state.restored.clear()
         self._book_plan(state)
         self._drop_segments(state)
         self._queue.take_plan(state)

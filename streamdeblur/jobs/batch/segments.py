@@ -15,7 +15,7 @@ from streamdeblur.errors import MismatchError
 from streamdeblur.jobs.batch.packet_file import EncodedPacket, PacketFile, PacketHeader
 from streamdeblur.jobs.batch.plan import Plan, Segment, open_segment_reader
 from streamdeblur.jobs.batch.restorers import Restorers
-from streamdeblur.jobs.process import Job, ProcessSummary, Progress, check_target
+from streamdeblur.jobs.process import Job, ProcessSummary, Progress, Sink, check_target
 from streamdeblur.jobs.run import refuse_meaningless
 from streamdeblur.jobs.workforce import Workforce
 from streamdeblur.restore import Tiling
@@ -64,7 +64,7 @@ class FileWork(Job):
     def workforce(self, size: tuple[int, int], pictures: int | None) -> Workforce:
         return self._restorers.workforce(self.options, self._tiling, size)
 
-    def writer(self, reader: VideoReader, request: EncoderRequest) -> VideoWriter:
+    def writer(self, reader: VideoReader, request: EncoderRequest) -> Sink:
         self.preset = request.preset
         return super().writer(reader, request)
 
@@ -94,11 +94,11 @@ class SegmentWork(FileWork):
                 item = replace(item, pts=item.pts + round(shift / item.time_base))
             yield item
 
-    def writer(self, reader: VideoReader, request: EncoderRequest) -> VideoWriter:
+    def writer(self, reader: VideoReader, request: EncoderRequest) -> Sink:
         self.preset = request.preset
         return SegmentWriter(self.target, self._packets, reader, request)
 
-    def check(self, reader: VideoReader, writer: VideoWriter, ledger: Ledger) -> None:
+    def check(self, reader: VideoReader, writer: Sink, ledger: Ledger) -> None:
         super().check(reader, writer, ledger)
         s = self._segment
         if reader.skipped or reader.broken:
@@ -120,7 +120,7 @@ class SegmentWriter(VideoWriter):
         assert self._out is not None
         super()._start()
         if not self._out.begun:
-            self._out.begin(self.packet_header())
+            self._out.begin_packets(self.packet_header())
 
     def packet_header(self) -> PacketHeader:
         context = self._video.codec_context
@@ -138,7 +138,7 @@ class SegmentWriter(VideoWriter):
         base, mine = Fraction(packet.time_base), self._time_base
         if base != mine or packet.pts is None or packet.dts is None:
             raise Uncuttable(f"{self.choice.codec} gives packets without exact times")
-        self._out.add(
+        self._out.add_packet(
             EncodedPacket(packet.pts, packet.dts, packet.duration or 0, bool(packet.is_keyframe), bytes(packet))
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ class FileState:
     was done again. spent: seconds in workers.
 
     left: numbers of the segments that are not done; None for a file that goes whole. resumed: it was done before.
+    restored: facts of segments (or of all, as WHOLE) that are to be encoded still. together: not in two halves.
     """
 
     source: Source
@@ -31,6 +33,8 @@ class FileState:
     item: Item | None = None
     status: Status = "waiting"
     left: set[int] | None = None
+    restored: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    together: bool = False
     parts: int = 0
     frames_done: int = 0
     spent: float = 0.0

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 _ray: Any = ray
 
+#: Kinds of units whose frames are new ones.
+_COUNTED = ("segment", "files", "restore")
 #: Seconds between snapshots; more where there are more files than this for each.
 _EVERY = 1.0
 _FILES = 20_000
@@ -59,11 +61,11 @@ class Teller:
         done = total = 0
         for f in self._files.values():
             counts[f.status] += 1
-            done += f.frames_done
+            done += f.frames_done + sum(int(facts["frames"]) for facts in f.restored.values())
             plan = f.item.plan if f.item is not None else None
             total += f.frames_done if f.over else (plan.frames or 0) if plan is not None else 0
         busy = [a for a in crew.actors if a.unit is not None]
-        done += sum(a.unit_frames for a in busy if a.unit is not None and a.unit.kind in ("segment", "files"))
+        done += sum(a.unit_frames for a in busy if a.unit is not None and a.unit.kind in _COUNTED)
         nodes = self._nodes(now, crew)
         elapsed, made = now - self._started, done - self._before
         eta = None

@@ -10,7 +10,10 @@ from streamdeblur.config import ProcessOptions
 from streamdeblur.jobs.batch.plan import Plan
 from streamdeblur.restore import Restorer, Tiling
 
-Kind = Literal["probe", "files", "segment", "join"]
+#: "restore" is the first half of "files" or "segment", "encode" the second, of one file or segment.
+Kind = Literal["probe", "files", "segment", "restore", "encode", "join"]
+#: In place of a segment's number: the whole file.
+WHOLE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +35,18 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What an actor does in one call. segment: its number, for that kind."""
+    """What an actor does in one call. segment: its number, WHOLE for all of a file. facts: of the first half, for
+    "encode"."""
 
     kind: Kind
     items: tuple[Item, ...]
-    segment: int = -1
+    segment: int = WHOLE
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         first = self.items[0].source
-        if self.kind == "segment":
+        if self.segment != WHOLE:
             return f"segment {self.segment} of {first}"
         more = f" and {len(self.items) - 1} more" if len(self.items) > 1 else ""
         return f"{first}{more}"
@@ -50,10 +55,10 @@ class Unit:
 @dataclass(frozen=True, slots=True)
 class Failure:
     """kind: "file" is certain to happen again; "retry" may pass; "disk" waits for room; "uncuttable" goes whole;
-    "superseded" means that another driver has taken the job over."""
+    "superseded" means that another driver has taken the job over; "unmatched" that it can't be done in two halves."""
 
     id: str
-    kind: Literal["file", "retry", "disk", "uncuttable", "superseded"]
+    kind: Literal["file", "retry", "disk", "uncuttable", "superseded", "unmatched"]
     error: str
     message: str
 
@@ -77,6 +82,15 @@ class SegmentDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Restored:
+    """The corrections of a file or segment are there, and it is to be encoded. facts: JSON values, a summary."""
+
+    id: str
+    number: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """size, tag: of the result, as ``place.stat`` tells. detections: the same of the file of detections, where there is
     one. summary: JSON values, see ``node``."""
@@ -88,7 +102,7 @@ class Done:
     detections: tuple[int, str] | None = None
 
 
-Outcome = Failure | Probed | SegmentDone | Done
+Outcome = Failure | Probed | SegmentDone | Restored | Done
 
 
 @dataclass(frozen=True, slots=True)
