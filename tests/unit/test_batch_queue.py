@@ -42,7 +42,7 @@ def files(**plans: Plan | None) -> dict[str, FileState]:
     """States by id; a plan of None is a file that nothing is known of."""
     made = {}
     for name, p in plans.items():
-        source = Source(name, name, f"{name}.mp4", ProcessOptions())
+        source = Source(name, f"{name}.mp4", ProcessOptions())
         state = FileState(source, "print", 1, Item(source.id, name, f"{name}.mp4", ProcessOptions(), "print", p))
         made[source.id] = state
     return made

@@ -1,7 +1,8 @@
 """What a job would do, and about how long and how large, without writing into DEST: ``batch --dry-run``.
 
-Files are planned here (a sample of them where there are very many) and one of middling size is restored for a moment on
-this machine; its seconds and bytes a pixel are taken for all. A cluster's other machines may be faster or slower.
+Files are planned here (a sample of them where there are very many) and, for each set of options, one of middling size
+is restored for a moment on this machine; its seconds and bytes a pixel are taken for all of them. A cluster's other
+machines may be faster or slower.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import InputError, StreamdeblurError
 from streamdeblur.jobs.batch import place
 from streamdeblur.jobs.batch.options import BatchOptions
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 _SAMPLE = 200
 _MEASURED = 0.5
 _LISTED = 40
+#: Sets of options that are measured, those with most pixels first; others are taken to be like the mean.
+_KINDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +122,7 @@ def estimate(sources: Iterable[str], dest: str, options: BatchOptions) -> Estima
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             looked = list(pool.map(look, enumerate(sample)))
         good = [(s, p, local) for s, p, _, local in looked if p is not None]
-        rate = size = 0.0
-        name = ""
-        if good:
-            s, p, local = sorted(good, key=lambda g: g[1].width * g[1].height)[len(good) // 2]
-            name = s.name
-            rate, size = _measure(local, s, scratch, p, options)
+        costs = _costs(good, scratch, options)
     plans = tuple(
         FilePlan(s.name, s.output, p.seconds, p.frames or 0, len(p.segments), p.whole, None)
         if p is not None
@@ -131,15 +130,14 @@ def estimate(sources: Iterable[str], dest: str, options: BatchOptions) -> Estima
         for s, p, error, _ in looked
     )
     scale = len(found) / max(1, len(sample))
-    pixels = [(p.frames or 0) * p.width * p.height for _, p, _ in good]
+    spent = [_pixels(p) * costs.of(s)[0] for s, p, _ in good]
+    sizes = [_pixels(p) * costs.of(s)[1] for s, p, _ in good]
     workers = options.workers or _workers(options)
-    work = sum(pixels) * rate * scale
-    longest = max((x / max(1, len(p.segments)) for x, (_, p, _) in zip(pixels, good, strict=True)), default=0) * rate
-    cut = sorted((x * size for x, (_, p, _) in zip(pixels, good, strict=True) if p.segments), reverse=True)
-    per_worker = 0.0
-    if rate and good:
-        frames = sum(p.frames or 0 for _, p, _ in good)
-        per_worker = frames / (sum(pixels) * rate) if pixels and sum(pixels) else 0.0
+    work = sum(spent) * scale
+    longest = max((x / max(1, len(p.segments)) for x, (_, p, _) in zip(spent, good, strict=True)), default=0.0)
+    cut = sorted((x for x, (_, p, _) in zip(sizes, good, strict=True) if p.segments), reverse=True)
+    frames = sum(p.frames or 0 for _, p, _ in good)
+    per_worker = frames / sum(spent) if sum(spent) else 0.0
     return Estimate(
         dest=where,
         files=len(found),
@@ -150,12 +148,46 @@ def estimate(sources: Iterable[str], dest: str, options: BatchOptions) -> Estima
         fps_per_worker=round(per_worker, 3),
         seconds=float(f"{max(work / workers, longest):.3g}"),
         hours=round(work / 3600, 3),
-        disk_bytes=round(sum(pixels) * size * scale),
+        disk_bytes=round(sum(sizes) * scale),
         peak_bytes=round(sum(cut[: workers + 1])),
         free_bytes=place.free_bytes(where),
-        measured_on=name,
+        measured_on=", ".join(costs.measured_on),
         plans=plans,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """(seconds, bytes) a pixel by options, and the mean of them; names of the files that were measured."""
+
+    by_options: dict[ProcessOptions, tuple[float, float]]
+    mean: tuple[float, float]
+    measured_on: tuple[str, ...]
+
+    def of(self, s: Source) -> tuple[float, float]:
+        return self.by_options.get(s.options, self.mean)
+
+
+def _costs(good: list[tuple[Source, Plan, str]], scratch: Path, options: BatchOptions) -> _Costs:
+    kinds: dict[ProcessOptions, list[tuple[Source, Plan, str]]] = {}
+    for entry in good:
+        kinds.setdefault(entry[0].options, []).append(entry)
+    weights = {o: sum(_pixels(p) for _, p, _ in entries) for o, entries in kinds.items()}
+    found: dict[ProcessOptions, tuple[float, float]] = {}
+    names = []
+    for o in sorted(kinds, key=lambda o: -weights[o])[:_KINDS]:
+        s, p, local = sorted(kinds[o], key=lambda g: g[1].width * g[1].height)[len(kinds[o]) // 2]
+        cost = _measure(local, s, scratch, p, options)
+        if cost[0]:
+            found[o] = cost
+            names.append(s.name)
+    total = sum(weights[o] for o in found)
+    rate, size = (sum(weights[o] * found[o][n] for o in found) / total if total else 0.0 for n in (0, 1))
+    return _Costs(found, (rate, size), tuple(names))
+
+
+def _pixels(p: Plan) -> int:
+    return (p.frames or 0) * p.width * p.height
 
 
 def _local(name: str, folder: Path) -> str:
