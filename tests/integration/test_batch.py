@@ -23,6 +23,7 @@ from streamdeblur.jobs.verify import verify
 from streamdeblur.runtime.ledger import FrameRecord, read_ledger
 from tests.batching import PATIENCE, clip, gated, lines, workers
 from tests.clips import Picture, read_clip
+from tests.one_ray import one_ray
 
 ray = pytest.importorskip("ray")
 
@@ -36,14 +37,8 @@ JOB: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One Ray for the module, which the jobs find running and leave running."""
-    kept = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=100 << 20,
-    )  # fmt: skip
-    signal.signal(signal.SIGTERM, kept)
-    yield
-    ray.shutdown()
+    with one_ray():
+        yield
 
 
 def run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from streamdeblur.runtime.ledger import FrameRecord, read_ledger
 from streamdeblur.runtime.pool import Result
 from tests.batching import clip, decoded, expect_undisturbed, gated, lines, run_job, workers
 from tests.clips import write_noise_clip, write_numbered_clip
+from tests.one_ray import one_ray
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("zstandard")
@@ -42,14 +42,8 @@ APART: dict[str, Any] = {"workers": 1, "helpers": 1, "encode_on": "helpers", "ad
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray for the module, which the jobs find running and leave running."""
-    kept = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=100 << 20,
-    )  # fmt: skip
-    signal.signal(signal.SIGTERM, kept)
-    yield
-    ray.shutdown()
+    with one_ray():
+        yield
 
 
 def records(ledger: Path) -> list[tuple[Any, ...]]:

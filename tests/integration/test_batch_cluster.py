@@ -14,6 +14,7 @@ import pytest
 
 from streamdeblur.jobs.batch.state import Snapshot
 from tests.batching import clip, expect_undisturbed, gated, run_job
+from tests.one_ray import one_ray
 
 ray = pytest.importorskip("ray")
 
@@ -112,13 +113,7 @@ def test_an_object_store_that_is_full_holds_nothing_up(tmp_path: Path) -> None:
     def used() -> float:
         return float(ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"])
 
-    kept = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local", num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=small,
-    )  # fmt: skip
-    signal.signal(signal.SIGTERM, kept)
-    try:
+    with one_ray(1, small):
         others = ray.put(np.ones(small - (6 << 20), np.uint8))
         shown: list[float] = []
         weights = tmp_path / "w.safetensors"
@@ -128,8 +123,6 @@ def test_an_object_store_that_is_full_holds_nothing_up(tmp_path: Path) -> None:
             lossless=False, tiling="whole",
         )  # fmt: skip
         assert len(ray.get(others)) == small - (6 << 20)
-    finally:
-        ray.shutdown()
     assert summary.exit_code == 0
     # the weights and nothing else; a single frame of these, as the network takes it, would be 72 kB
     assert max(shown) - (small - (6 << 20)) < weights.stat().st_size + 65536

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
-import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.plan import make_plan, peek
 from streamdeblur.jobs.batch.state import Snapshot
 from tests.batching import clip, decoded
+from tests.one_ray import one_ray
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("fsspec")
@@ -35,14 +34,8 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    kept = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local", num_cpus=1, num_gpus=0, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=100 << 20,
-    )  # fmt: skip
-    signal.signal(signal.SIGTERM, kept)
-    yield
-    ray.shutdown()
+    with one_ray(1):
+        yield
 
 
 class _Plain(SimpleHTTPRequestHandler):

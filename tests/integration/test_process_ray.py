@@ -16,6 +16,7 @@ from streamdeblur import process_video
 from streamdeblur.errors import WorkerError
 from streamdeblur.runtime.ray_pool import RayPool
 from tests.clips import Picture, read_clip, read_packets, write_numbered_clip
+from tests.one_ray import one_ray
 
 ray = pytest.importorskip("ray")
 
@@ -30,14 +31,8 @@ FRAMES = 24
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One Ray for the module, which the jobs find running and leave running."""
-    kept = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local", num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=100 << 20,
-    )  # fmt: skip
-    signal.signal(signal.SIGTERM, kept)
-    yield
-    ray.shutdown()
+    with one_ray(4):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from streamdeblur.runtime import Factory, InProcessPool, Pool, Result
 ray = pytest.importorskip("ray")
 from streamdeblur.runtime import ray_pool  # noqa: E402
 from streamdeblur.runtime.ray_pool import RayPool  # noqa: E402
+from tests.one_ray import one_ray  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
@@ -99,20 +100,8 @@ def gone(pids: list[int]) -> bool:
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[str]:
     """One Ray for the module, which the pools find running and leave running; also somebody's cluster to join."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    kept = signal.getsignal(signal.SIGTERM)
-    context = ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=100 << 20,
-    )
-    signal.signal(signal.SIGTERM, kept)
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
+    with one_ray(4) as address:
+        yield address
 
 
 def test_same_as_in_process_and_nothing_left() -> None:

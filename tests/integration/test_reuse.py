@@ -21,6 +21,7 @@ from streamdeblur.config import ProcessOptions
 from streamdeblur.jobs.images import process_images
 from streamdeblur.runtime.ledger import FrameRecord, LedgerSummary, read_ledger
 from tests.clips import Picture, draw_number, read_clip, read_number
+from tests.one_ray import one_ray
 
 pytestmark = pytest.mark.integration
 
@@ -180,15 +181,9 @@ def test_real_footage_is_near_the_full_run(clips: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    kept = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local", num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, object_store_memory=100 << 20,
-    )  # fmt: skip
-    signal.signal(signal.SIGTERM, kept)
-    yield
-    ray.shutdown()
+    pytest.importorskip("ray")
+    with one_ray(4):
+        yield
 
 
 @pytest.mark.usefixtures("cluster")
