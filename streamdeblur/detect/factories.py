@@ -36,6 +36,18 @@ class FactoryWord:
         """Short, for tables: the file without its folder and ending."""
         return f"{Path(self.module).stem if self.module.endswith('.py') else self.module}:{self.name}"
 
+    @property
+    def file(self) -> str | None:
+        """The Python file that the function is in, as far as that can be told without running it."""
+        if self.module.endswith(".py"):
+            return self.module
+        try:
+            with _OnPath(Path.cwd()):
+                spec = importlib.util.find_spec(self.module)
+        except Exception:  # packages on the way are imported, and may do anything
+            return None
+        return spec.origin if spec is not None and spec.has_location else None
+
     def build(self, what: str) -> Callable[..., Any]:
         """Import the module, call the factory, return what it made.
 

@@ -15,7 +15,8 @@ import pytest
 
 from streamdeblur import process_video
 from streamdeblur.config import parse
-from streamdeblur.errors import OutputError, UsageError, WeightsError
+from streamdeblur.errors import DiskFull, OutputError, UsageError, WeightsError
+from streamdeblur.jobs.batch import job, place
 from streamdeblur.jobs.batch.job import BatchSummary, run_batch
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.state import Snapshot
@@ -172,7 +173,7 @@ def test_a_job_that_is_stopped_tells_what_it_did(tmp_path: Path, caplog: pytest.
     clip(source / "b.mp4", 5, gop=10)
 
     def stop(s: Snapshot) -> None:
-        if s.files["done"]:
+        if s.files["done"] and s.files["working"]:
             raise KeyboardInterrupt
 
     with caplog.at_level(logging.WARNING, "streamdeblur"), pytest.raises(KeyboardInterrupt):
@@ -309,3 +310,56 @@ def test_what_concerns_the_whole_job_is_said_before_anything_is_done(tmp_path: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no footage"):
         run(tmp_path / "empty", dest=dest)
+
+
+def test_a_new_file_may_take_the_name_of_an_earlier_result(tmp_path: Path) -> None:
+    source, dest = tmp_path / "in", tmp_path / "out"
+    clip(source / "a.avi", 6, gop=10)
+    assert run(source, dest=dest).exit_code == 0
+    clip(source / "a.mkv", 4, gop=10)
+    summary = run(source, dest=dest)
+    assert summary.exit_code == 0
+    assert {r["output"]: r["frames"] for r in summary.rows} == {"a.avi.mkv": 6, "a.mkv": 4}
+
+
+def test_a_job_that_is_refused_forgets_nothing(tmp_path: Path) -> None:
+    source, dest = tmp_path / "in", tmp_path / "out"
+    clip(source / "a.mp4", 5, gop=10)
+    assert run(source, dest=dest).exit_code == 0
+    clip(source / "b.mp4", 5, gop=10)
+    (dest / "b.mp4").write_text("somebody's")
+    with pytest.raises(OutputError, match="no batch job"):
+        run(source, dest=dest, resume=False)
+    (dest / "b.mp4").unlink()
+    summary = run(source, dest=dest)
+    assert (summary.exit_code, summary.resumed) == (0, 1)
+
+
+def test_a_name_that_is_no_text_is_restored_like_any(tmp_path: Path) -> None:
+    source, dest = tmp_path / "in", tmp_path / "out"
+    name = os.fsdecode(b"caf\xe9.mp4")
+    clip(source / name, 5, gop=10)
+    summary = run(source, dest=dest)
+    assert summary.exit_code == 0
+    assert (dest / name).is_file()
+    assert json.loads((dest / "report.json").read_text())["results"][0]["output"] == name
+    assert run(source, dest=dest).resumed == 1
+
+
+def test_a_full_disk_at_the_end_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, dest = tmp_path / "in", tmp_path / "out"
+    clip(source / "a.mp4", 5, gop=10)
+    tries: list[str] = []
+    write_local = place.write_local
+
+    def full(name: str, data: bytes) -> None:
+        tries.append(Path(name).name)
+        if tries.count("report.json") in (1, 2) and tries[-1] == "report.json":
+            raise DiskFull(f"{name} can't be written: No space left on device")
+        write_local(name, data)
+
+    monkeypatch.setattr(place, "write_local", full)
+    monkeypatch.setattr(job, "_LOOK_FOR_ROOM", 0.01)
+    assert run(source, dest=dest).exit_code == 0
+    assert tries.count("report.json") == 3
+    assert (dest / "report.html").is_file()

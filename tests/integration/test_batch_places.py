@@ -75,6 +75,19 @@ class _Ranges(_Plain):
         super().end_headers()
 
 
+class _Busy(_Plain):
+    """Has no time for the first requests."""
+
+    left = 3
+
+    def send_head(self) -> Any:
+        if type(self).left:
+            type(self).left -= 1
+            self.send_error(503)
+            return None
+        return super().send_head()
+
+
 @contextmanager
 def serving(folder: Path, kind: type[_Plain]) -> Iterator[tuple[str, Counter[str]]]:
     """A web server; its URL, and the bytes it gave of each file."""
@@ -106,6 +119,18 @@ def run(*sources: str, dest: Path | str, progress: Any = None, build: Any = None
     }  # fmt: skip
     options = parse(BatchOptions, {**values, **changes})
     return run_batch(sources, dest, options=options, progress=progress, build=build)
+
+
+def test_a_web_server_that_has_no_time_is_asked_again(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    clip(tmp_path / "www" / "a.mp4", 5, gop=10)
+    with serving(tmp_path / "www", _Busy) as (url, _):
+        with pytest.raises(OutputError, match="can't be looked at: 503"):
+            place.stat(f"{url}/a.mp4")
+        assert place.stat(f"{url}/gone.mp4") is None
+        with serving(tmp_path / "www", _Busy) as (other, _):
+            summary = run(f"{other}/a.mp4", dest=tmp_path / "out", attempts=3)
+    assert {k: v for k, v in summary.files.items() if v} == {"done": 1}
 
 
 def test_from_a_web_server(tmp_path: Path, server: str) -> None:

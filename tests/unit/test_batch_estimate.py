@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamdeblur.config import ProcessOptions
+from streamdeblur.errors import UnreadableInput
 from streamdeblur.jobs.batch import estimate
 from streamdeblur.jobs.batch.options import BatchOptions
-from streamdeblur.jobs.batch.plan import Plan
+from streamdeblur.jobs.batch.plan import Plan, make_plan
 from streamdeblur.jobs.batch.sources import Source
 
 Good = tuple[Source, Plan, str]
@@ -49,3 +51,14 @@ def test_options_beyond_the_first_few_are_like_the_mean(monkeypatch: pytest.Monk
     assert [costs.of(s)[0] for s, _, _ in good][1:4] == [1.0, 2.0, 3.0]
     assert [costs.of(s) for s, _, _ in (good[0], good[4], good[5])] == [costs.mean] * 3
     assert estimate._costs([], tmp_path, BatchOptions()).mean == (0.0, 0.0)
+
+
+def test_a_pipe_is_no_footage(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.mp4")
+    with pytest.raises(UnreadableInput, match="is not a file"):
+        make_plan(str(tmp_path / "p.mp4"), ProcessOptions(), 60.0)
+
+
+def test_frames_of_a_file_that_does_not_say() -> None:
+    _, unsaid, _ = entry("a", 0, ProcessOptions())
+    assert estimate._pixels(unsaid) == 25 * 100

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from streamdeblur.errors import UnreadableInput, UsageError
+from streamdeblur.errors import DiskFull, UnreadableInput, UsageError
+from streamdeblur.jobs.batch import manifest
 from streamdeblur.jobs.batch.manifest import SCHEMA, Manifest
 
 DONE = {"size": 1, "tag": "t", "summary": {"differences": [], "verified": True, "frames": 3}}
@@ -81,3 +84,58 @@ def test_a_foreign_file_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UnreadableInput, match="line 1 is not a manifest's"):
         Manifest(tmp_path)
     assert (tmp_path / "manifest.jsonl").read_text() == text
+
+
+def test_beginning_anew_changes_nothing_before_it_is_committed(tmp_path: Path) -> None:
+    fill(tmp_path)
+    path = tmp_path / "manifest.jsonl"
+    before = path.read_bytes()
+    with Manifest(tmp_path) as m:
+        m.forget()
+        m.add("job", schema=SCHEMA)  # and then the job is refused, or killed
+    assert path.read_bytes() == before
+    assert not (tmp_path / "manifest.jsonl.old").exists()
+
+
+def test_a_full_disk_keeps_the_old_file_when_a_job_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    path = tmp_path / "manifest.jsonl"
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Manifest(tmp_path) as m:
+        m.forget()
+        with monkeypatch.context() as patched:
+            patched.setattr(manifest.os, "fsync", full)
+            with pytest.raises(DiskFull):
+                m.commit()
+        assert path.read_bytes() == before
+        m.commit()  # there is room again
+    assert path.read_bytes() != before
+    assert (tmp_path / "manifest.jsonl.old").read_bytes() == before
+    assert not (tmp_path / "manifest.jsonl.new").exists()
+
+
+def test_outputs_are_ours_whatever_source_they_were_of(tmp_path: Path) -> None:
+    with Manifest(tmp_path) as m:
+        m.add("job", schema=SCHEMA)
+        m.add("begin", id="a", print="1", output="cam/a.mkv")
+        m.commit()
+    with Manifest(tmp_path) as m:
+        assert m.outputs == {"cam/a.mkv"}
+        m.forget()
+        m.commit()
+    with Manifest(tmp_path) as m:
+        assert m.outputs == {"cam/a.mkv"}
+
+
+def test_names_that_are_no_text_are_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    with Manifest(tmp_path) as m:
+        m.add("job", schema=SCHEMA)
+        m.add("begin", id="a", print="1", source=name, output=name)
+        m.commit()
+    with Manifest(tmp_path) as m:
+        assert m.outputs == {name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -70,3 +71,16 @@ def test_the_weights_are_known_by_their_content(tmp_path: Path) -> None:
         settings_print(file_options(PLAIN.model_copy(update={"model": None, "weights": str(p)}), {})) for p in (a, b, c)
     ]
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_a_detector_of_ones_own_is_known_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "own_detector.py"
+    monkeypatch.chdir(tmp_path)
+    for word in (f"{path}:make", "own_detector:make"):
+        path.write_text("def make(): ...\n")
+        os.utime(path, (1, 1))
+        options = parse(ProcessOptions, {"model": "identity", "detect": word})
+        before = settings_print(options)
+        assert settings_print(options) == before
+        path.write_text("def make(): return 1\n")
+        assert settings_print(options) != before

@@ -164,3 +164,61 @@ def test_a_faulty_manifest_is_one_line(footage: Path, name: str, text: str, word
         gather(write(footage / name, text))
     assert "\n" not in str(e.value)
     assert isinstance(e.value, ConfigError) or "both" in words or "doc" in words
+
+
+def test_names_that_are_no_text_are_names(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    path.touch()
+    (found,) = gather(tmp_path)
+    assert found.name == str(path)
+    assert len(found.id) == 16
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"source": "a\0b.mp4"}, "source 'a\\\\x00b.mp4' in line 1"),
+        ({"source": "a.mp4", "output": "a\0b.mp4"}, "output 'a\\\\x00b.mp4' in line 1"),
+        ({"source": "a.mp4", "output": "a\ud800b.mkv"}, "is no name that a file can have"),
+        ({"source": "a.mp4", "output": "x" * 251 + ".mkv"}, "more than 221 bytes"),
+    ],
+)
+def test_what_no_file_can_be_called_is_told_with_its_line(
+    footage: Path, tmp_path: Path, row: dict[str, str], words: str
+) -> None:
+    listed = tmp_path / "m.jsonl"
+    listed.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ConfigError, match=words):
+        gather(listed)
+
+
+def test_a_manifest_that_leads_back_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("b.txt\n")
+    (tmp_path / "b.txt").write_text("a.txt\n")
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        gather(tmp_path / "a.txt")
+
+
+def test_lines_end_where_editors_end_them(tmp_path: Path) -> None:
+    name = "u\u2028v\x0b.mp4"
+    (tmp_path / name).touch()
+    (tmp_path / "m.jsonl").write_bytes((json.dumps({"source": name}, ensure_ascii=False) + "\r\n").encode())
+    (tmp_path / "m.txt").write_bytes(f"{name}\r\n# more\r\n".encode())
+    for listed in ("m.jsonl", "m.txt"):
+        assert [s.name for s in gather(tmp_path / listed)] == [str(tmp_path / name)]
+
+
+def test_a_result_is_no_folder_of_another(footage: Path, tmp_path: Path) -> None:
+    rows = [{"source": "in/a.mp4", "output": "x.mkv"}, {"source": "in/b.avi", "output": "x.mkv/y.mkv"}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(UsageError, match=r"x\.mkv would be a result and the folder of x\.mkv/y\.mkv"):
+        gather(tmp_path / "m.jsonl")
+
+
+def test_a_source_that_is_named_twice_with_other_options_is_told(
+    footage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "m.jsonl").write_text('{"source": "in/a.mp4", "crf": 10}\n{"source": "in/a.mp4", "crf": 30}\n')
+    (found,) = gather(tmp_path / "m.jsonl")
+    assert found.options.crf == 30
+    assert "named twice, with different options" in caplog.text

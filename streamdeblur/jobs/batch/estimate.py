@@ -24,6 +24,7 @@ from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.plan import Plan, make_plan, peek
 from streamdeblur.jobs.batch.sources import Source, gather_sources
 from streamdeblur.jobs.process import process_video
+from streamdeblur.jobs.verify import verify
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 _SAMPLE = 200
 _MEASURED = 0.5
 _LISTED = 40
+#: Frames a second of a file that does not say.
+_RATE = 25
 #: Sets of options that are measured, those with most pixels first; others are taken to be like the mean.
 _KINDS = 4
 
@@ -124,7 +127,7 @@ def estimate(sources: Iterable[str], dest: str, options: BatchOptions) -> Estima
         good = [(s, p, local) for s, p, _, local in looked if p is not None]
         costs = _costs(good, scratch, options)
     plans = tuple(
-        FilePlan(s.name, s.output, p.seconds, p.frames or 0, len(p.segments), p.whole, None)
+        FilePlan(s.name, s.output, p.seconds, _frames(p), len(p.segments), p.whole, None)
         if p is not None
         else FilePlan(s.name, s.output, 0.0, 0, 0, None, error)
         for s, p, error, _ in looked
@@ -136,7 +139,7 @@ def estimate(sources: Iterable[str], dest: str, options: BatchOptions) -> Estima
     work = sum(spent) * scale
     longest = max((x / max(1, len(p.segments)) for x, (_, p, _) in zip(spent, good, strict=True)), default=0.0)
     cut = sorted((x for x, (_, p, _) in zip(sizes, good, strict=True) if p.segments), reverse=True)
-    frames = sum(p.frames or 0 for _, p, _ in good)
+    frames = sum(_frames(p) for _, p, _ in good)
     per_worker = frames / sum(spent) if sum(spent) else 0.0
     return Estimate(
         dest=where,
@@ -186,8 +189,13 @@ def _costs(good: list[tuple[Source, Plan, str]], scratch: Path, options: BatchOp
     return _Costs(found, (rate, size), tuple(names))
 
 
+def _frames(p: Plan) -> int:
+    """As the container says, or as most footage has it."""
+    return p.frames or round(p.seconds * _RATE)
+
+
 def _pixels(p: Plan) -> int:
-    return (p.frames or 0) * p.width * p.height
+    return _frames(p) * p.width * p.height
 
 
 def _local(name: str, folder: Path) -> str:
@@ -217,6 +225,10 @@ def _measure(local: str, s: Source, scratch: Path, plan: Plan, options: BatchOpt
         if place.is_url(local):  # only its header was read
             local = _local(local, scratch / "whole")
         summary = process_video(local, target, options=o, progress=lambda p: stamps.append(time.monotonic()))
+        checked = time.monotonic()
+        if options.verify:
+            verify(local, target, stream=o.stream, start=o.start, duration=o.duration, interlaced=o.interlaced)
+        checked = time.monotonic() - checked
     except (StreamdeblurError, InputError) as e:
         log.warning("nothing could be measured: %s", e)
         return 0.0, 0.0
@@ -224,7 +236,7 @@ def _measure(local: str, s: Source, scratch: Path, plan: Plan, options: BatchOpt
         logging.getLogger("streamdeblur").setLevel(level)
     pixels = summary.frames * plan.width * plan.height
     spent = (stamps[-1] - stamps[0]) * summary.frames / (summary.frames - 1) if summary.frames > 1 else 0.0
-    return (spent or time.monotonic() - began) / pixels, target.stat().st_size / pixels
+    return (checked + (spent or time.monotonic() - began)) / pixels, target.stat().st_size / pixels
 
 
 def _workers(options: BatchOptions) -> int:

@@ -13,6 +13,7 @@ import os
 from functools import lru_cache
 
 from streamdeblur.config import ProcessOptions
+from streamdeblur.detect.factories import factory_word
 from streamdeblur.errors import UnreadableInput
 from streamdeblur.jobs.batch import place
 from streamdeblur.jobs.batch.options import SHAPING
@@ -48,7 +49,7 @@ def settings_print(options: ProcessOptions) -> str:
     values |= {"version": __version__, "weights": weights_print(options.model, options.weights)}
     if options.detect is not None:
         files = (options.detect, options.detect_names)
-        values["detector"] = [weights_print(None, str(f)) for f in files if f is not None]
+        values["detector"] = [_detector_print(str(f)) for f in files if f is not None]
     return hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
@@ -66,6 +67,13 @@ def weights_print(model: str | None, weights: str | None) -> str:
     if found is None:
         return "missing"  # what is wrong with it is said by whoever loads it
     return f"{found.size} {found.tag}" if place.is_url(weights) else _file_print(weights, int(found.tag))
+
+
+def _detector_print(word: str) -> str:
+    """Hash of a detector's file: a network, a list of names, or the Python file of a factory."""
+    factory = factory_word(word)
+    path = word if factory is None else factory.file
+    return weights_print(None, path) if path is not None else "missing"
 
 
 @lru_cache(maxsize=16)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from streamdeblur.config import ProcessOptions, parse
-from streamdeblur.errors import OutputError, StreamdeblurError, UnreadableInput, UsageError
+from streamdeblur.errors import DiskFull, OutputError, StreamdeblurError, UnreadableInput, UsageError
 from streamdeblur.jobs.batch import fingerprint, place
 from streamdeblur.jobs.batch.manifest import SCHEMA, Entry, Manifest
 from streamdeblur.jobs.batch.node import CORRECTIONS, DETECTIONS, DRIVER, segment_name
@@ -42,6 +42,8 @@ _DETECTOR = ("detect", "detect_names", "detect_device", "detect_threads")
 _TRIED = 8
 #: Questions to a store, or a disk, at a time.
 _ASKING = 16
+#: Seconds between looks for room on a full disk, before and after the work.
+_LOOK_FOR_ROOM = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +163,10 @@ class _Job:
         )
         self._look_at_files()
         self._refuse_foreign()
-        manifest.commit()
+        _with_room(manifest.commit)
         left = {key: f for key, f in self.files.items() if not f.over}
         if left:
-            self._take_over(left)
+            _with_room(lambda: self._take_over(left))
             try:
                 self._schedule(left)
             except BaseException as e:
@@ -192,7 +194,8 @@ class _Job:
             if s.options not in settings:
                 settings[s.options] = fingerprint.settings_print(s.options)
         with ThreadPoolExecutor(_ASKING) as pool:
-            prints = list(pool.map(_print, (s.name for s in self.sources)))
+            o = self.options
+            prints = list(pool.map(lambda s: _print(s.name, o.attempts, o.backoff), self.sources))
         thumbnails = self.options.thumbnails
         known: list[tuple[FileState, Entry]] = []
         for number, (s, (mark, size, error)) in enumerate(zip(self.sources, prints, strict=True)):
@@ -280,7 +283,8 @@ class _Job:
         finals: list[str] = []
         for key, state in self.files.items():
             entry = self.manifest.entries.get(key)
-            if not state.over and (entry is None or not entry.begun):
+            ours = (entry is not None and entry.begun) or state.source.output in self.manifest.outputs
+            if not state.over and not ours:
                 final = place.join(self.dest, state.source.output)
                 finals += [final] if state.source.options.detect is None else [final, f"{final}.{DETECTIONS}"]
         with ThreadPoolExecutor(_ASKING) as pool:
@@ -308,9 +312,7 @@ class _Job:
             self.manifest.commit()
             self.manifest.send()
             return
-        partial = Path(f"{name}.partial")
-        partial.write_text(self.token, encoding="ascii")
-        os.replace(partial, name)
+        place.write_local(name, self.token.encode("ascii"))
         place.remove(place.join(self.dest, STATE, "work"))
 
     # --- the work ----------------------------------------------------------------------------------------------------
@@ -379,7 +381,7 @@ class _Job:
 
     def _finish(self) -> BatchSummary:
         summary = self._summary("finished")
-        self._book_end(summary)
+        _with_room(lambda: self._book_end(summary))
         try:
             self.manifest.send()
         except TakenOver:
@@ -387,7 +389,7 @@ class _Job:
                 raise
             log.debug("there was nothing to do, and another driver's token is in DEST")
         self._clean_up()
-        write_reports(summary, self.options)
+        _with_room(lambda: write_reports(summary, self.options))
         return summary
 
     def _break_off(self, e: BaseException) -> None:
@@ -439,16 +441,37 @@ class _Job:
         )
 
 
-def _print(name: str) -> tuple[str, int, str | None]:
-    """Hash and size of a source; or why there is none."""
-    try:
-        mark = fingerprint.source_print(name)
-        found = place.stat(name)
-    except UnreadableInput as e:
-        return "", 0, str(e)
-    except OutputError as e:
-        return "", 0, str(e)
-    return mark, found.size if found is not None else 0, None
+def _with_room(step: Callable[[], None]) -> None:
+    """Do it; on a full disk wait until there is room."""
+    told = False
+    while True:
+        try:
+            step()
+        except DiskFull as e:
+            if not told:
+                log.warning("paused: %s", e)
+                told = True
+            time.sleep(_LOOK_FOR_ROOM)
+        else:
+            return
+
+
+def _print(name: str, attempts: int, pause: float) -> tuple[str, int, str | None]:
+    """Hash and size of a source; or why there is none. A store that does not answer is asked again, after ``pause``
+    seconds, doubled each time."""
+    for number in range(attempts):
+        try:
+            mark = fingerprint.source_print(name)
+            found = place.stat(name)
+        except UnreadableInput as e:
+            return "", 0, str(e)
+        except OutputError as e:
+            if number == attempts - 1 or not place.is_url(name):
+                return "", 0, str(e)
+            time.sleep(pause * 2**number)
+        else:
+            return mark, found.size if found is not None else 0, None
+    raise AssertionError("attempts is at least 1")
 
 
 def _row(f: FileState) -> dict[str, Any]:

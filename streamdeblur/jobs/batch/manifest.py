@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,9 @@ class Manifest:
         self.path = folder / "manifest.jsonl"
         self._mirror = Mirror(self.path, url, driver) if url is not None else None
         self.entries: dict[str, Entry] = {}
+        #: What was ever taken up, by its name in DEST: what lies there is ours.
+        self.outputs: set[str] = set()
+        self._anew = False
         self._pending: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -104,11 +108,14 @@ class Manifest:
     def _take(self, line: Mapping[str, Any]) -> None:
         kind = line["type"]
         if kind in ("job", "end"):
+            self.outputs.update(line.get("outputs", ()))
             return
         entry = self.entries.setdefault(line["id"], Entry())
         mark = line["print"]
         if kind == "begin":
             entry.begun = True
+        if "output" in line and kind in ("begin", "done"):
+            self.outputs.add(line["output"])
         if mark != entry.print:
             entry.print, entry.status, entry.done, entry.error = mark, "", None, ""
             entry.plan, entry.plan_print, entry.segments, entry.restored = None, "", {}, {}
@@ -130,8 +137,7 @@ class Manifest:
     def add(self, kind: str, **values: Any) -> None:
         """Book a line; it is safe after ``commit``."""
         line = {"type": kind, **values}
-        if "id" in values:
-            self._take(line)
+        self._take(line)
         self._pending.append(json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=str))
 
     def commit(self) -> None:
@@ -152,31 +158,56 @@ class Manifest:
             self._mirror.send(self._file.tell(), **how)
 
     def _write(self) -> None:
-        data = "".join(f"{line}\n" for line in self._pending).encode()
+        # Names that are no text become JSON's own escapes.
+        data = "".join(f"{line}\n" for line in self._pending).encode("utf-8", "backslashreplace")
+        try:
+            if self._anew:
+                self._replace(data)
+            else:
+                self._append(data)
+        except OSError as e:
+            kind = DiskFull if e.errno in (errno.ENOSPC, errno.EDQUOT) else OutputError
+            raise kind(f"{self.path} can't be written: {e.strerror}", "the job can be resumed") from e
+        self._pending.clear()
+
+    def _append(self, data: bytes) -> None:
         at = self._file.tell()
         try:
             self._file.write(data)
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as e:
+        except OSError:
             try:
                 os.truncate(self.path, at)
             except OSError:
                 pass
             self._file = self.path.open("ab")
-            kind = DiskFull if e.errno in (errno.ENOSPC, errno.EDQUOT) else OutputError
-            raise kind(f"{self.path} can't be written: {e.strerror}", "the job can be resumed") from e
-        self._pending.clear()
+            raise
+
+    def _replace(self, data: bytes) -> None:
+        """Put the file aside, as NAME.old, and begin one with this; at every moment one of them has its name."""
+        new, old = (self.path.with_name(f"{self.path.name}.{word}") for word in ("new", "old"))
+        try:
+            with new.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if self._file.tell():
+                shutil.copyfile(self.path, old)
+            os.replace(new, self.path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+        self._file.close()
+        self._file = self.path.open("ab")
+        self._anew = False
 
     def forget(self) -> None:
-        """Begin anew: the file is kept beside it, under NAME.old."""
-        self._file.close()
-        if self.path.exists() and self.path.stat().st_size:
-            os.replace(self.path, self.path.with_name(self.path.name + ".old"))
+        """Begin anew with the next ``commit``, which puts the file aside as NAME.old; until then it stays as it is."""
         begun = [key for key, entry in self.entries.items() if entry.begun]
         self.entries = {}
-        self._file = self.path.open("ab")
-        self.add("job", schema=SCHEMA, anew=True)
+        self._anew = True
+        self.add("job", schema=SCHEMA, anew=True, outputs=sorted(self.outputs))
         for key in begun:
             self.add("begin", id=key, print="")
 

@@ -7,6 +7,7 @@ behind but that folder, which the next driver removes.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -460,7 +461,8 @@ class NodeWork:
         elif isinstance(e, Uncuttable):
             kind = "uncuttable"
         else:
-            kind = "file" if isinstance(e, _CERTAIN) else "retry"
+            certain = isinstance(e, _CERTAIN) or getattr(e.__cause__, "errno", None) == errno.ENAMETOOLONG
+            kind = "file" if certain else "retry"
         return Failure(item.id, kind, type(e).__name__, text)  # type: ignore[arg-type]
 
     def close(self) -> None:

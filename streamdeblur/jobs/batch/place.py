@@ -71,10 +71,15 @@ def stat(name: str) -> Stat | None:
     try:
         fs.invalidate_cache(posixpath.dirname(path))  # others write there too
         info: dict[str, Any] = fs.info(path)
-    except FileNotFoundError:
-        return None
+    except FileNotFoundError as e:
+        cause = e.__cause__  # of a web server: fsspec takes every failure for absence
+        if cause is None or getattr(cause, "status", 404) in (404, 410):
+            return None
+        raise OutputError(f"{name} can't be looked at: {_line(cause)}") from e
     except Exception as e:  # every driver has errors of its own
         raise OutputError(f"{name} can't be looked at: {_line(e)}") from e
+    if info.get("type") == "other":
+        raise OutputError(f"{name} is not a file")
     tag = next((str(info[k]) for k in _TAGS if info.get(k)), "")
     return Stat(int(info.get("size") or 0), tag)
 
@@ -111,6 +116,19 @@ def read_whole(name: str) -> bytes | None:
         raise
     except Exception as e:
         raise UnreadableInput(f"{name} can't be read: {getattr(e, 'strerror', None) or _line(e)}") from e
+
+
+def write_local(name: str, data: bytes) -> None:
+    """Write a small local file, whole or not at all. Raises DiskFull, OutputError."""
+    partial = Path(f"{name}.partial")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, name)
+    except OSError as e:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (DiskFull if full else OutputError)(f"{name} can't be written: {e.strerror}") from e
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import av.error
 from av.stream import Disposition
 
 from streamdeblur.config import ProcessOptions
-from streamdeblur.errors import UsageError
+from streamdeblur.errors import UnreadableInput, UsageError
 from streamdeblur.jobs.batch import place
 from streamdeblur.jobs.batch.keyframes import is_closed
 from streamdeblur.jobs.run import open_source, refuse_meaningless
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 _SEARCHABLE = ("mov", "matroska", "mpegts")
 #: A file shorter than this many segments is not cut.
 _WORTH = 1.5
+#: Frames a second; beyond it a container's word is its clock (1000 in Matroska) and not a rate.
+_FASTEST = 480
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ def make_plan(
     """Look into a file. step: called for every packet. Raises what opening it for the job would (InputError,
     UsageError)."""
     refuse_meaningless(options, "video", source)
+    if os.path.exists(source) and not os.path.isfile(source):  # opening a pipe would wait for ever
+        raise UnreadableInput(f"{source} is not a file", "name a file of footage")
     with open_source(options, source, copy_streams=False) as reader:
         info = reader.info
         seconds, frames = _wanted(options, info.duration, info.frames, info.average_rate)
@@ -153,7 +157,7 @@ def _wanted(
         seconds = min(seconds, options.duration) if seconds else options.duration
     if options.start is not None or options.duration is not None:
         count = None
-    if count is None and seconds and rate:
+    if count is None and seconds and rate and rate <= _FASTEST:
         count = max(1, round(seconds * rate))
     return seconds, count
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from html import escape
@@ -144,12 +143,11 @@ def _time(seconds: float) -> str:
 
 
 def _write(name: str, text: str) -> None:
+    data = text.encode("utf-8", "backslashreplace")  # names of files that are no text: JSON's own escapes
     if not place.is_url(name):
-        partial = Path(f"{name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, name)
+        place.write_local(name, data)
         return
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "report"
-        local.write_text(text, encoding="utf-8")
+        local.write_bytes(data)
         place.send(local, name)

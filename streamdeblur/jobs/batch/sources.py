@@ -38,6 +38,8 @@ ENDINGS = frozenset(
 MANIFESTS = (".txt", ".list", ".csv", ".jsonl", ".ndjson")
 #: Where a job keeps its own things in DEST.
 STATE = ".streamdeblur"
+#: Bytes of a file's name, less what is added to it for files beside it.
+_LONGEST = 255 - len(".detections.jsonl.0123abcd.partial")
 _KEPT = (".mp4", ".mov", ".mkv")
 #: Pieces of a pattern: any, one, one of these, a letter.
 _TOKENS = re.compile(r"\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
@@ -56,7 +58,12 @@ class Source:
 
     @property
     def id(self) -> str:
-        return hashlib.blake2b(f"{self.name}\0{self.output}".encode(), digest_size=8).hexdigest()
+        return _hash(f"{self.name}\0{self.output}", 8)
+
+
+def _hash(text: str, size: int) -> str:
+    """Of any name that a file can have, also one that is no text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
 
 
 @dataclass(slots=True)
@@ -80,6 +87,8 @@ def gather_sources(words: Iterable[str], dest: str, options: BatchOptions) -> li
         for item in _expand(word, dest):
             known = seen.get(item.name)
             if known is not None and known.changes.get("output") == item.changes.get("output"):
+                if any(known.changes.get(k, v) != v for k, v in item.changes.items()):
+                    log.warning("%s is named twice, with different options: those of %s count", item.name, item.origin)
                 known.changes.update(item.changes)
                 known.origin = item.origin or known.origin
                 continue
@@ -89,29 +98,35 @@ def gather_sources(words: Iterable[str], dest: str, options: BatchOptions) -> li
             raise UsageError(f"{word} holds no footage", f"looked for {', '.join(sorted(ENDINGS))}")
     if not found:
         raise UsageError("no source is given", "name files, folders, globs or a manifest")
-    return list(_placed(found, options))
+    return _placed(found, options)
 
 
-def _placed(found: list[_Named], options: BatchOptions) -> Iterator[Source]:
+def _placed(found: list[_Named], options: BatchOptions) -> list[Source]:
     wanted = [_output(item) for item in found]
     count: dict[str, int] = {}
     for name in wanted:
         count[name] = count.get(name, 0) + 1
     taken: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    made = []
     for item, name in zip(found, wanted, strict=True):
         if count[name] > 1 and "output" not in item.changes:
             # a.avi and a.mkv of one folder; then equal names of several folders
             name = _output(item, whole_name=True)
             if name in taken:
-                mark = hashlib.blake2b(item.name.encode(), digest_size=4).hexdigest()
+                mark = _hash(item.name, 4)
                 head, dot, ending = name.rpartition(".")
                 name = f"{head}.{mark}{dot}{ending}"
         if name in taken:
             raise UsageError(f"{item.name} and {taken[name]} would both become {name}", "give one another output")
         taken[name] = item.name
+        folders.update({str(parent): name for parent in PurePosixPath(name).parents})
         muxer_for(name)
         own = file_options(options, item.changes, item.origin) if item.changes else file_options(options, {})
-        yield Source(item.name, name, own, item.changes)
+        made.append(Source(item.name, name, own, item.changes))
+    for name in taken.keys() & folders.keys():
+        raise UsageError(f"{name} would be a result and the folder of {folders[name]}", "give one another output")
+    return made
 
 
 def _output(item: _Named, *, whole_name: bool = False) -> str:
@@ -120,6 +135,11 @@ def _output(item: _Named, *, whole_name: bool = False) -> str:
         path = PurePosixPath(str(given))
         if path.is_absolute() or ".." in path.parts or not path.parts or path.parts[0] == STATE:
             raise ConfigError(f"output {given!r} in {item.origin} leads out of DEST", "name a file from DEST on")
+        _check_name(str(given), "output", item.origin)
+        if any(len(os.fsencode(part)) > _LONGEST for part in path.parts):
+            raise ConfigError(
+                f"output {str(given)[:40]}... in {item.origin} has a name of more than {_LONGEST} bytes", "shorten it"
+            )
         return str(path)
     relative = PurePosixPath(item.relative)
     ending = relative.suffix if relative.suffix.lower() in _KEPT else ".mkv"
@@ -127,13 +147,24 @@ def _output(item: _Named, *, whole_name: bool = False) -> str:
     return str(relative.with_name(f"{stem}{ending}"))
 
 
+def _check_name(name: str, what: str, origin: str) -> None:
+    """Raise ConfigError for what no file can be called."""
+    try:
+        valid = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise ConfigError(f"{what} {name!r} in {origin} is no name that a file can have", "correct the line")
+
+
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _expand(word: str, dest: str) -> Iterator[_Named]:
+def _expand(word: str, dest: str, within: tuple[str, ...] = ()) -> Iterator[_Named]:
+    """within: manifests that led here."""
     ending = PurePosixPath(word).suffix.lower()
     if ending in MANIFESTS and not glob.has_magic(word) and (is_url(word) or os.path.isfile(word)):
-        yield from _manifest(word, dest)
+        yield from _manifest(word, dest, within)
     elif is_url(word):
         yield from _remote(word)
     elif ending in MANIFESTS and not glob.has_magic(word) and not os.path.exists(word):
@@ -271,7 +302,10 @@ def _remote(url: str) -> Iterator[_Named]:
 # --- manifests -------------------------------------------------------------------------------------------------------
 
 
-def _manifest(word: str, dest: str) -> Iterator[_Named]:
+def _manifest(word: str, dest: str, within: tuple[str, ...]) -> Iterator[_Named]:
+    here = word if is_url(word) else os.path.realpath(word)
+    if here in within:
+        raise ConfigError(f"manifest {word} leads back to itself", "name footage in it")
     ending = PurePosixPath(word).suffix.lower()
     try:
         if is_url(word):
@@ -291,11 +325,12 @@ def _manifest(word: str, dest: str) -> Iterator[_Named]:
         if not isinstance(source, str) or not source.strip():
             raise ConfigError(f"{origin} names no source", 'each line needs one, as {"source": "a.mp4"}')
         source = source.strip()
+        _check_name(source, "source", origin)
         full = source
         if not is_url(source) and not os.path.isabs(source):
             full = join(base, source)
         changes = {k.strip().replace("-", "_"): v for k, v in row.items() if v is not None and v != ""}
-        found = list(_expand(full, dest))
+        found = list(_expand(full, dest, (*within, here)))
         if "output" in changes and len(found) != 1:
             raise ConfigError(f"output in {origin} fits one file, and {source} is {len(found)}", "leave it out")
         for item in found:
@@ -307,8 +342,13 @@ def _manifest(word: str, dest: str) -> Iterator[_Named]:
             yield _Named(item.name, relative, dict(changes), origin)
 
 
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines as editors count them: what else Unicode takes for the end of one may be part of a name."""
+    return enumerate(io.StringIO(text, newline=None), 1)
+
+
 def _text(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in _lines(text):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, {"source": line.strip()}
 
@@ -325,7 +365,7 @@ def _csv(word: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _json(word: str, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in _lines(text):
         if not line.strip():
             continue
         try:
