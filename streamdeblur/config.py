@@ -337,6 +337,21 @@ def _conflict(model: type[StrictModel], values: Mapping[str, Any]) -> Conflict |
     return None
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of equal keys, refusing them."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value} stands there twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping in a YAML file; ``${NAME}`` in strings is replaced from the environment.
 
@@ -348,7 +363,7 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         cause = getattr(e, "strerror", None) or "it is not a text file"
         raise ConfigError(f"configuration {os.fspath(path)} can't be read: {cause}") from e
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 import click
+from click.utils import PacifyFlushWrapper
 
 from streamdeblur.errors import StreamdeblurError
 
@@ -34,8 +36,15 @@ def run_and_exit(action: Callable[[], object], *, debug: bool = False) -> NoRetu
     try:
         result = action()
         code = result if isinstance(result, int) else 0
+        sys.stdout.flush()  # what can't be printed is told here, and not while the interpreter ends
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1 if e.code else 0
+        if type(sys.stdout) is PacifyFlushWrapper:  # click's mark of a broken pipe
+            code = 141
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            code = _say(error, debug)
     except BaseException as e:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -62,6 +71,9 @@ def _say(e: BaseException, debug: bool) -> int:
     if isinstance(e, BrokenPipeError):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (whoever read stdout has gone)
         return 141
+    if isinstance(e, OSError) and e.filename is None and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what it holds back can't go anywhere)
+        return _line(f"standard output can't be written: {e.strerror}", 1)
     if debug:
         traceback.print_exception(e)
     if isinstance(e, (Stopped, KeyboardInterrupt, click.Abort)):
@@ -75,7 +87,7 @@ def _say(e: BaseException, debug: bool) -> int:
         path = context.command_path if context else "streamdeblur"
         return _line(f"{e.format_message()} ({path} --help tells more)", 2)
     if isinstance(e, MemoryError):
-        return _line("out of memory; --tiling fast or a smaller model takes less", 1)
+        return _line("out of memory; a smaller picture, --tiling fast or a smaller model takes less", 1)
     text = str(e) or "no message"
     return _line(f"unexpected {type(e).__name__}: {text}; --debug shows where, please report it", 1)
 

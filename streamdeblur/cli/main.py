@@ -41,6 +41,9 @@ def process(
     """Restore one video, one image, or a folder of images."""
     console = _begin(debug)
     options = gather(ProcessOptions, config, given)
+    for word, name in ((source, "SOURCE"), (output, "-o")):
+        if word is not None and not word.strip():
+            raise UsageError(f"{name} is an empty name", "name a file or a folder")
     if as_json and options.detections == "-":
         raise UsageError("--json and --detections - both write to stdout", "write the detections to a file")
     from streamdeblur.jobs.images import is_image_job, process_images

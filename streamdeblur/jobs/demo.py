@@ -21,7 +21,7 @@ import numpy.typing as npt
 from streamdeblur.errors import MismatchError, OutputError, UsageError
 from streamdeblur.jobs.process import process_video
 from streamdeblur.jobs.scene import Scene
-from streamdeblur.models.registry import default_variant
+from streamdeblur.models.registry import build, default_variant
 from streamdeblur.video.simple import read_rgb, write_clip
 
 Picture = npt.NDArray[np.uint8]
@@ -36,6 +36,7 @@ _CRF = 12  # of the blurry clip and of the restored one: what differs is the res
 _BLURRY_OPTIONS = {"crf": str(_CRF), "preset": "veryfast"}
 _TRUTH_OPTIONS = {"crf": "8", "preset": "veryfast"}
 _SOUND_RATE = 48000
+_LONGEST = 60  # seconds; the truth of all frames is held while they are rendered
 _BAR = 40
 _GAP = 8
 _CROPS = 2
@@ -93,6 +94,8 @@ def run_demo(options: DemoOptions, on_progress: Progress | None = None) -> DemoR
     Raises UsageError on options, OutputError where the folder can't be written, and what ``process_video`` raises.
     """
     count = _frame_count(options)
+    if options.model is not None or options.weights is not None:
+        build(options.model, options.weights)  # what is wrong with them is told before anything is rendered
     report = on_progress or _silent
     folder = Path(options.output)
     try:
@@ -160,6 +163,10 @@ def _frame_count(options: DemoOptions) -> int:
     if options.size[0] % 2 or options.size[1] % 2:
         width, height = options.size
         raise UsageError(f"size {width}x{height} is odd, which 4:2:0 H.264 can't hold", "take even sides")
+    if not 0 < options.seconds <= _LONGEST:
+        raise UsageError(f"{options.seconds} s is no length for a demonstration", f"take up to {_LONGEST} s")
+    if options.seed < 0:
+        raise UsageError(f"seed {options.seed} is negative", "take 0 or more")
     count = round(options.seconds * options.rate)
     if count < 1:
         raise UsageError(f"{options.seconds} s at {options.rate} frames a second is no frame", "take a longer clip")

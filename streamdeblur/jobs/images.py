@@ -12,7 +12,7 @@ from pathlib import Path
 
 from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import InputError, OutputError, UsageError
-from streamdeblur.jobs.process import ProcessSummary, Progress, check_target
+from streamdeblur.jobs.process import ProcessSummary, Progress, check_target, named
 from streamdeblur.jobs.run import Done, open_ledger, open_source, refuse_meaningless, restored, settle, spending
 from streamdeblur.jobs.watching import Watch
 from streamdeblur.jobs.workforce import Workforce, tiling_words
@@ -72,9 +72,9 @@ class _ImageJob:
         single = is_image(source)
         refuse_meaningless(options, "pictures" if single or self.source.is_dir() else "pictures from a video", source)
         if single:
-            default = self.source.with_name(f"{self.source.stem}.deblurred{self.source.suffix}")
+            default = named(source).with_name(f"{self.source.stem}.deblurred{self.source.suffix}")
         else:
-            default = self.source.with_name(f"{self.source.name}.deblurred")
+            default = named(source).with_name(f"{named(source).name}.deblurred")
         self.target = Path(output) if output is not None else default
         if single and self.target.is_dir():
             self.target = self.target / self.source.name

@@ -119,9 +119,15 @@ class ProcessSummary:
 
 def default_output(source: str | os.PathLike[str]) -> Path:
     """NAME.deblurred.EXT beside the source; mp4, mov and mkv keep their ending, others become mkv."""
-    path = Path(source)
+    path = named(source)
     ending = path.suffix if path.suffix.lower() in _KEPT_ENDINGS else ".mkv"
     return path.with_name(f"{path.stem}.deblurred{ending}")
+
+
+def named(source: str | os.PathLike[str]) -> Path:
+    """The path, with a name at its end: also of "." and ".."."""
+    path = Path(source)
+    return path if path.name not in ("", "..") else Path(os.path.abspath(path))
 
 
 def process_video(
@@ -171,7 +177,9 @@ def check_target(source: str | os.PathLike[str] | None, target: Path, options: P
                 raise UsageError(
                     f"detections {options.detections} is the {what} itself", "name another with --detections"
                 )
-    if target.exists() and not target.is_dir() and not options.overwrite:
+    if target.exists() and not target.is_dir() and not target.is_file():
+        raise OutputError(f"{target} is no file that could be replaced", "-o writes elsewhere")
+    if (target.exists() or target.is_symlink()) and not target.is_dir() and not options.overwrite:
         raise OutputError(f"{target} exists", "--overwrite replaces it, -o writes elsewhere")
 
 

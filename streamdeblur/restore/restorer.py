@@ -67,6 +67,12 @@ class Restorer:
         pixels: int | None = None,
         memory: int | None = None,
     ) -> None:
+        if not isinstance(model, str | None):
+            raise UsageError(f"model {model!r} is no name", "choose one of `streamdeblur models`")
+        if not isinstance(memory, int | None):
+            raise UsageError(f"memory {memory!r} is no number of bytes", "give a whole number")
+        if not isinstance(tiling, str | Tiling):
+            raise UsageError(f"tiling {tiling!r} is not known", f"choose from auto, {', '.join(MODES)}, or a Tiling")
         if isinstance(tiling, str) and tiling != "auto" and tiling not in MODES:
             raise UsageError(f"tiling {tiling!r} is not known", f"choose from auto, {', '.join(MODES)}")
         if not isinstance(engine, str) and (model is not None or weights is not None):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from streamdeblur import __version__, process_video
@@ -174,6 +177,14 @@ def test_switches_of_the_file_can_be_switched_off(source: Path, tmp_path: Path) 
         (["process", "a.mp4", "--config", "none.yaml"], "none.yaml can't be read"),
         (["process", "a.mp4", "b.mp4"], "b.mp4"),
         (["verify", "a.mp4"], "OUTPUT"),
+        (["verify", "a.mp4", "b.mp4", "--start", "nan"], "--start nan is no time"),
+        (["verify", "a.mp4", "b.mp4", "--duration", "inf"], "--duration inf is no time"),
+        (["process", ""], "SOURCE is an empty name"),
+        (["process", "a.mp4", "-o", ""], "-o is an empty name"),
+        (["demo", "--seconds", "nan"], "nan s is no length"),
+        (["demo", "--seconds", "1e9"], "take up to 60 s"),
+        (["demo", "--seed", "-1"], "seed -1 is negative"),
+        (["demo", "-m", "nope"], "nope"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], says: str, tmp_path: Path) -> None:
@@ -186,6 +197,37 @@ def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], says: str, tmp
     assert line.startswith("error: ")
     assert says in line
     assert done.stdout == ""
+
+
+def test_the_folder_that_one_is_in_is_a_source_too(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    done = run("process", ".", "--model", "identity", cwd=tmp_path / "here")
+    assert done.returncode == 2
+    assert "folder . holds no image" in done.stderr
+    picture = np.full((16, 16, 3), 99, np.uint8)
+    cv2.imwrite(str(tmp_path / "here" / "a.png"), picture)
+    assert run("process", ".", "--model", "identity", cwd=tmp_path / "here").returncode == 0
+    assert (cv2.imread(str(tmp_path / "here.deblurred" / "a.png")) == picture).all()
+
+
+def test_a_full_stdout_is_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("models", "--json"), cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120,
+            env=environment(), check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "error: standard output can't be written: No space left on device\n")
+
+
+def test_a_reader_of_stdout_that_has_gone_is_no_error(tmp_path: Path) -> None:
+    there, here = os.pipe()
+    os.close(there)
+    done = subprocess.run(
+        command("models", "--json"), cwd=tmp_path, stdout=here, stderr=subprocess.PIPE, text=True, timeout=120,
+        env=environment(), check=False,
+    )  # fmt: skip
+    os.close(here)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_and_version(tmp_path: Path) -> None:

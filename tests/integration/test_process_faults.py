@@ -393,3 +393,18 @@ def test_a_killed_run_hurts_no_later_one(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["frames"] == 30
     assert [read_number(p.parts["Y"]) for p in read_clip(output)] == list(range(30))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "ledger", "out.mp4"]
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path: Path) -> None:
+    source = write_numbered_clip(tmp_path / "a.mp4", 3, (64, 64))
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "gone.mp4")
+    for name, words, more in (
+        ("pipe.mp4", "no file that could be replaced", ("--overwrite",)),
+        ("link.mp4", "exists", ()),
+    ):
+        done = run("process", source, "--model", "identity", "-o", name, *more, cwd=tmp_path)
+        assert done.returncode == 1
+        assert words in done.stderr
+    assert (tmp_path / "pipe.mp4").is_fifo()
+    assert (tmp_path / "link.mp4").is_symlink()

@@ -125,3 +125,12 @@ def test_conflicts_of_one_side_stay_errors(file: dict[str, Any], given: dict[str
     with pytest.raises(ConfigError) as e:
         merge(ProcessOptions, file, given, "c.yaml")
     assert says in str(e.value)
+
+
+def test_a_key_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("crf: 18\nmodel: identity\ncrf: 20\n")
+    with pytest.raises(ConfigError, match="not valid YAML at line 3: crf stands there twice"):
+        load_yaml(path)
+    path.write_text("a: &a {x: 1}\nb:\n  <<: *a\n  x: 2\n")
+    assert load_yaml(path) == {"a": {"x": 1}, "b": {"x": 2}}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from math import floor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -380,3 +381,16 @@ def test_callers_that_share_have_their_part_of_the_threads_and_leave_the_others_
         assert Restorer("identity", device="cpu").share() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"model": 5}, "model 5 is no name"),
+        ({"model": "identity", "memory": "300MB"}, "memory '300MB' is no number of bytes"),
+        ({"model": "identity", "tiling": 64}, "tiling 64 is not known"),
+    ],
+)
+def test_arguments_of_wrong_types_are_told(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Restorer(**arguments)

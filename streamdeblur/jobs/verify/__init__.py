@@ -11,6 +11,7 @@ of form that loses nothing, and a loss that no encoder or container here could h
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from fractions import Fraction
@@ -58,6 +59,9 @@ def verify(
     Raises UnreadableInput when one of the two can't be opened. Broken packets of the source count as they do in a job
     with ``on_error="bypass"``. Decodes both files, each once; memory does not grow with their length.
     """
+    for name, value in (("start", start), ("duration", duration)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"--{name} {value} is no time in seconds", "give it as it was given to process")
     report = VerifyReport(os.fspath(source), os.fspath(output))
     with (
         VideoReader(
