@@ -25,6 +25,9 @@ from torch import Tensor
 
 from streamdeblur.frames import MATRICES, Array, ColorSpec, correction_dtype
 
+#: What travels to a device, by the bytes of a value.
+_STAGED = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
 
 def luma_weights(color: ColorSpec) -> tuple[float, float, float]:
     """(Kr, Kg, Kb) of the matrix; they sum to one."""
@@ -50,6 +53,11 @@ def _to_device(plane: Array, depth: int, device: torch.device) -> Tensor:
         plane = plane.astype(np.int32)  # torch's uint16 has no arithmetic to speak of
     elif depth > 8:
         plane = plane.view(np.int16)
+    if device.type == "cuda":
+        # Through page-locked memory, which the copy engine reads by itself; PyTorch gives it away again when it has.
+        staged = torch.empty(plane.shape, dtype=_STAGED[plane.dtype.itemsize], pin_memory=True)
+        np.copyto(staged.numpy(), plane)
+        return staged.to(device, non_blocking=True).to(torch.float32)
     # A contiguous, writable copy: planes may be read-only and strided, and torch takes neither quietly.
     return torch.from_numpy(np.array(plane, order="C", copy=True)).to(device).to(torch.float32)
 
@@ -117,16 +125,26 @@ def _block_mean(x: Tensor, shift: tuple[int, int]) -> Tensor:
     return x
 
 
-def _to_codes(x: Tensor, depth: int) -> Array:
-    """floor(x + 0.5), saturated to the correction's type, on the CPU."""
+def _to_codes(x: Tensor, depth: int) -> Tensor:
+    """floor(x + 0.5), saturated to the correction's type."""
     want = correction_dtype(depth)
     limits = np.iinfo(want)
     # float32 has no 2^31 - 1; the next below it is what int32 can take. int16's bounds are exact.
     high = float(np.nextafter(np.float32(limits.max), np.float32(0))) if want.itemsize == 4 else float(limits.max)
     kind = torch.int32 if want.itemsize == 4 else torch.int16
-    whole = x.add_(0.5).floor_().clamp_(float(limits.min), high).to(kind)
-    result: Array = whole.cpu().numpy()
-    return result
+    return x.add_(0.5).floor_().clamp_(float(limits.min), high).to(kind)
+
+
+def _to_host(planes: Sequence[Tensor]) -> tuple[Array, ...]:
+    """The planes as arrays, when the device has come so far."""
+    if planes[0].device.type != "cuda":
+        return tuple(plane.cpu().numpy() for plane in planes)
+    landed = []
+    for plane in planes:
+        host = torch.empty(plane.shape, dtype=plane.dtype, pin_memory=True)
+        landed.append(host.copy_(plane, non_blocking=True))
+    torch.cuda.current_stream(planes[0].device).synchronize()
+    return tuple(host.numpy() for host in landed)
 
 
 def rgb_correction_to_planes(
@@ -147,19 +165,19 @@ def rgb_correction_to_planes(
     rgb = rgb.detach().to(torch.float32)
     luma_scale, chroma_scale = scales(color)
     if color.model == "rgb":
-        codes = _to_codes(rgb * luma_scale, color.depth)
-        result: tuple[Array, ...] = (codes[0], codes[1], codes[2])
+        codes = tuple(_to_codes(rgb * luma_scale, color.depth))
     else:
         kr, kg, kb = luma_weights(color)
         luma = (rgb[0] * kr).add_(rgb[1], alpha=kg).add_(rgb[2], alpha=kb)
         if color.model == "gray":
-            result = (_to_codes(luma.mul_(luma_scale), color.depth),)
+            codes = (_to_codes(luma.mul_(luma_scale), color.depth),)
         else:
             # B' - Y' and R' - Y'; taking the mean first costs less and, being linear, changes nothing.
             pair = _block_mean(torch.stack((rgb[2] - luma, rgb[0] - luma)), color.chroma_shift)
             cb = _to_codes(pair[0] * (chroma_scale / (2.0 * (1.0 - kb))), color.depth)
             cr = _to_codes(pair[1] * (chroma_scale / (2.0 * (1.0 - kr))), color.depth)
-            result = (_to_codes(luma.mul_(luma_scale), color.depth), cb, cr)
+            codes = (_to_codes(luma.mul_(luma_scale), color.depth), cb, cr)
+    result = _to_host(codes)
     if shapes is not None:
         got = tuple(c.shape for c in result)
         if got != tuple(tuple(s) for s in shapes)[: len(result)]:

@@ -24,7 +24,8 @@ _NO_DILATION = [1, 1]
 
 
 def can_fold(model: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether ``fold`` takes this network here: PyTorch has oneDNN and its fused operations, the type is one of its."""
+    """Whether ``fold`` takes this network here: PyTorch has oneDNN and its fused operations, and they the type on this
+    CPU (bf16 wants AVX-512, or its like)."""
     net = model.net if isinstance(model, SelfEnsemble) else model
     names = (
         "_convolution_pointwise",
@@ -38,6 +39,7 @@ def can_fold(model: nn.Module, dtype: torch.dtype) -> bool:
         and dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and all(hasattr(torch.ops.mkldnn, name) for name in names)
+        and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
 
 

@@ -23,6 +23,7 @@ from streamdeblur.restore.blend import Canvas, pad_frame
 from streamdeblur.restore.composer import plane_part
 from streamdeblur.restore.cover import Box
 from streamdeblur.restore.engines import Engine, build_engine, facts, resolve_device, share
+from streamdeblur.restore.engines.streams import own_stream
 from streamdeblur.restore.memory import FAST_TILE, Tiling, choose_tiling, device_budget, job_bytes, own_memory, shrink
 from streamdeblur.restore.planner import Region
 from streamdeblur.restore.tiles import MODES, TilePlan
@@ -131,7 +132,7 @@ class Restorer:
         Fields of an interlaced frame are pictures of different moments: each is restored by itself.
         Raises DeviceError where the precision overflowed, WeightsError where the weights make no numbers.
         """
-        with self._own_threads():
+        with self._own_threads(), own_stream(self._engine.device):
             return self._restored(frame, regions)
 
     def _restored(self, frame: Frame, regions: Sequence[Region] | None) -> tuple[Array, ...]:

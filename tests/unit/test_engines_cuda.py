@@ -45,6 +45,33 @@ def test_cuda_graphs_replay_what_eager_mode_computes(precision: str) -> None:
     assert all(torch.equal(a, b) for a, b in kept)  # a later replay does not write to an earlier result
 
 
+@pytest.mark.parametrize("engine", ["cuda-graphs", "eager"])
+def test_two_threads_on_streams_of_their_own_compute_what_one_does(engine: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+    from fractions import Fraction
+
+    import numpy as np
+
+    from streamdeblur.frames import ColorSpec, Frame, FrameSpec
+    from streamdeblur.restore import Restorer
+
+    frames = []
+    rng = np.random.default_rng(0)
+    for depth, kind in ((8, np.uint8), (10, np.uint16), (16, np.uint16)):
+        spec = FrameSpec(160, 96, ColorSpec("yuv", depth=depth, chroma_shift=(1, 1)))
+        for _ in range(8):
+            planes = tuple(rng.integers(0, 1 << depth, s).astype(kind) for s in spec.color.plane_shapes(160, 96))
+            frames.append(Frame(len(frames), None, Fraction(1, 25), planes, spec))
+    restorer = Restorer("mimo-unet-small", weights="random:0", device="cuda", precision="fp16", engine=engine)
+    alone = [restorer.correction(f) for f in frames]
+    assert restorer.share() == 2
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            for one, other in zip(alone, pool.map(restorer.correction, frames), strict=True):
+                assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert any(np.any(c) for c in alone[0])
+
+
 def test_more_shapes_than_are_kept_on_cuda() -> None:
     place = torch.device("cuda", 0)
     engine = build_engine(network(), engine="cuda-graphs", device=place, precision="bf16")

@@ -39,6 +39,10 @@ class CompiledEngine(TorchEngine):
         self._warm = False
         self.prepare_seconds = time.perf_counter() - began
 
+    def share(self) -> int:
+        """One: what Inductor makes of a network is called from one thread at a time."""
+        return 1
+
     @torch.inference_mode()
     def residual(self, batch: Tensor) -> Tensor:
         began = time.perf_counter()

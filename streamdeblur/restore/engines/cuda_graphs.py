@@ -52,6 +52,7 @@ class CudaGraphEngine(TorchEngine):
         self._recordings: OrderedDict[tuple[int, ...], _Recording] = OrderedDict()
         self._pool: Any = None
         self._lock = threading.Lock()
+        self._replayed: torch.cuda.Event | None = None  # when the last replay, and the copy of its result, are done
         self.prepare_seconds = time.perf_counter() - began
 
     @torch.inference_mode()
@@ -64,9 +65,15 @@ class CudaGraphEngine(TorchEngine):
                 recording = self._record(shape)
                 self.prepare_seconds += time.perf_counter() - began
             self._recordings.move_to_end(shape)
+            # Threads have streams of their own, and all recordings share their memory: one replay at a time.
+            stream = torch.cuda.current_stream(self._device)
+            if self._replayed is not None:
+                stream.wait_event(self._replayed)
             recording.x.copy_(batch)
             recording.graph.replay()
-            return recording.y.clone()
+            result = recording.y.clone()
+            self._replayed = stream.record_event()
+            return result
 
     def _record(self, shape: tuple[int, ...]) -> _Recording:
         while len(self._recordings) >= _SHAPES:

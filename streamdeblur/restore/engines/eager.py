@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from streamdeblur.models.base import ResidualModel
+from streamdeblur.restore.engines.streams import AT_ONCE
 from streamdeblur.restore.memory import activation_bytes
 
 
@@ -19,11 +20,13 @@ class TorchEngine:
 
     With float32 on CUDA, cuDNN would by default round the factors of convolutions to TF32 (10 bits of mantissa);
     this engine turns that off, for the whole process, since PyTorch has one switch.
-    Takes over the module (it is moved and cast in place). Calls from several threads are safe, and gain nothing.
+    Takes over the module (it is moved and cast in place). Calls from several threads are safe; they gain on CUDA, where
+    the copies of one run beside the kernels of the other (``streams``).
     """
 
     name = "eager"
     prepare_seconds = 0.0
+    at_once = 1
 
     def __init__(self, model: ResidualModel, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self._bytes_per_pixel = activation_bytes(model, dtype)
@@ -56,6 +59,11 @@ class TorchEngine:
     @property
     def bytes_per_pixel(self) -> float:
         return self._bytes_per_pixel
+
+    def share(self) -> int:
+        """Several threads will call at once; how many gain by that."""
+        self.at_once = AT_ONCE if self._device.type == "cuda" else 1
+        return self.at_once
 
     @torch.inference_mode()
     def residual(self, batch: Tensor) -> Tensor:
