@@ -80,6 +80,8 @@ class Publisher:
         self._backoff = Backoff(0.5, 4.0)
         self._retry_at = 0.0
         self._told: str | None = None
+        self._muted: set[SoundStream] = set()  # what broke the output
+        self._notes: set[str] = set()  # that were told: an output that begins anew says the same
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"output-{name}", daemon=True)
         self._thread.start()
@@ -174,8 +176,9 @@ class Publisher:
         except (EOFError, OSError):
             # Not TimeoutError, which is an OSError: that is caught above.
             fate = self._child.fate() if self._child is not None else "it has no process"
+            crashed = self._child is not None and self._child.crashed
             self._kill()
-            self._failed(Failed("broken", fate))
+            self._failed(Failed("broken", fate, sound=crashed))
         except _OutputFailed as e:
             self._failed(e.failure)
         return True
@@ -195,6 +198,8 @@ class Publisher:
         self._from_key = True
         if self._child is None:
             self._child = Child("streamdeblur.video.publish_child")
+        if begin.sound in self._muted:
+            begin = replace(begin, sound=None)
         self._child.link.send(begin, timeout=self._settings.stall)
         deadline = time.monotonic() + _START
         while self._status.state == "opening":
@@ -202,8 +207,14 @@ class Publisher:
             if left <= 0:
                 raise TimeoutError
             self._listen(min(left, 0.2))
-        self._backoff.reset()
         self._sent.clear()
+
+    def _took(self) -> None:
+        """A packet arrived: only now a file has begun, and a peer does what it promised."""
+        self._backoff.reset()
+        if self._told is not None:
+            log.warning("output %s of %s is there again", *self._words())
+            self._told = None
 
     def _listen(self, timeout: float) -> None:
         """Take what the process says; raises TimeoutError when a packet waits too long for its acknowledgement."""
@@ -217,12 +228,9 @@ class Publisher:
                     self._sent.popleft()
                 with self._changed:
                     self._status = replace(self._status, packets=self._status.packets + message.count)
+                if message.count:
+                    self._took()
             elif isinstance(message, Opened):
-                if message.note:
-                    log.warning("output %s of %s: %s", *self._words(), message.note)
-                if self._told is not None:
-                    log.warning("output %s of %s is there again", *self._words())
-                    self._told = None
                 self._set(state="live")
             elif isinstance(message, Failed):
                 raise _OutputFailed(message)
@@ -231,7 +239,8 @@ class Publisher:
                     self._status = replace(self._status, segments=self._status.segments + 1)
             elif isinstance(message, Finished):
                 self._set(state="closed")
-            elif isinstance(message, Note):
+            elif isinstance(message, Note) and message.text not in self._notes:
+                self._notes.add(message.text)
                 log.log(message.level, "output %s of %s: %s", *self._words(), mask(message.text))
         if self._sent and time.monotonic() - self._sent[0] > self._settings.stall:
             raise TimeoutError
@@ -251,6 +260,11 @@ class Publisher:
 
     def _failed(self, failure: Failed) -> None:
         full = failure.kind == "disk full"
+        sound = self._current.sound if self._current is not None else None
+        if failure.sound and sound is not None and sound not in self._muted:
+            # The picture must not be lost a second time for it.
+            self._muted.add(sound)
+            log.warning("output %s of %s: %s sound is left out: it may be why it failed", *self._words(), sound.codec)
         if self._child is not None and self._child.returncode is not None:
             self._kill()  # one that only reports a failure is kept: starting it costs as much as encoding 30 frames
         with self._changed:

@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 import av
 import av.error
 
-from streamdeblur.video.live.link import Link
+from streamdeblur.video.live.link import Link, Note, SoundStream
 from streamdeblur.video.live.process import run_child
 from streamdeblur.video.live.reading import sound_of
 from streamdeblur.video.live.urls import mask, remember
@@ -30,9 +31,9 @@ from streamdeblur.video.publish_wire import Begin, Failed, Finish, Finished, Ope
 
 log = logging.getLogger(__name__)
 
-#: Sound that each format takes by a packet copy and that its readers know; Matroska takes anything.
+#: Sound that readers of each format know. Whether its muxer takes it is found out by trying.
 _SOUND = {
-    "rtsp": {"aac", "mp3", "opus", "pcm_mulaw", "pcm_alaw", "ac3", "adpcm_g722", "adpcm_g726"},
+    "rtsp": {"aac", "mp3", "mp2", "opus", "pcm_mulaw", "pcm_alaw", "adpcm_g722"},
     "hls": {"aac", "mp3", "ac3", "eac3", "opus", "flac"},
     "mpegts": {"aac", "mp3", "mp2", "ac3", "eac3", "opus"},
     "mp4": {"aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac"},
@@ -60,13 +61,12 @@ class Output:
         self._settings = begin.settings
         self._video_header, self._video = sound_of(begin.video)
         self._sound: Any = None
-        self.note = ""
         if begin.sound is not None:
             takes = _SOUND.get(self._target.format)
             if takes is None or begin.sound.codec in takes:
                 self._sound_header, self._sound = sound_of(begin.sound.header)
             else:
-                self.note = f"{begin.sound.codec} sound is left out: {self._target.format} does not carry it"
+                self._without_sound(begin.sound)
         self._container: av.container.OutputContainer | None = None
         self._streams: dict[bool, Any] = {}
         self._zero = Fraction(0)
@@ -89,6 +89,15 @@ class Output:
         self._room()
         if kind != "file":
             self._open(*self._network_or_hls())
+
+    @property
+    def heard(self) -> bool:
+        """Whether there is sound in it."""
+        return self._sound is not None
+
+    def _without_sound(self, sound: SoundStream) -> None:
+        self._sound = None
+        self._tell(Note(logging.WARNING, f"{sound.codec} sound is left out: {self._target.format} does not carry it"))
 
     def write(self, out: Out, data: bytes) -> None:
         """Mux a packet. A file is opened at its first keyframe, and anew at a keyframe when it is long enough."""
@@ -204,8 +213,29 @@ class Output:
         self._open(f"file:{self._path}.partial", options)
 
     def _open(self, url: str, options: dict[str, str]) -> None:
+        """Open the container with the sound, or without it where its muxer takes all but that."""
         self._last.clear()
         self._held = None
+        if self._sound is not None:
+            try:
+                self._container = self._begun(url, options)
+                return
+            except (av.error.FFmpegError, ValueError) as e:
+                if not may_be_sound(e):
+                    raise
+                log.debug("%s with sound: %s", self._target.shown, mask(str(e)))
+            sound, self._sound = self._sound, None
+            try:
+                self._container = self._begun(url, options)
+            except BaseException:
+                self._sound = sound  # it was something else
+                raise
+            assert self._begin.sound is not None
+            self._without_sound(self._begin.sound)
+        else:
+            self._container = self._begun(url, options)
+
+    def _begun(self, url: str, options: dict[str, str]) -> av.container.OutputContainer:
         container = av.open(url, "w", format=self._target.format, options=options)
         try:
             self._streams = {True: container.add_stream_from_template(self._video, opaque=True)}
@@ -218,7 +248,7 @@ class Output:
             except Exception as e:
                 log.debug("closing %s: %s", self._target.shown, mask(str(e)))
             raise
-        self._container = container
+        return container
 
     def _close(self) -> None:
         try:
@@ -256,6 +286,11 @@ class Output:
             raise DiskIsFull(f"{free / 1e6:.1f} MB free, {kept / 1e6:.0f} MB are kept")
 
 
+def may_be_sound(e: BaseException) -> bool:
+    """Whether a muxer's refusal may be of the sound: invalid data, a codec or a header that it does not take."""
+    return isinstance(e, (ValueError, NotImplementedError)) or getattr(e, "errno", None) in (errno.EPERM, errno.EINVAL)
+
+
 def explain(e: BaseException) -> Failed:
     """What broke an output, in words for the log."""
     if isinstance(e, DiskIsFull):
@@ -290,17 +325,19 @@ def run(link: Link) -> None:
                     old, output = output, None
                     old.finish()
                 output = Output(message, link.send)
-                link.send(Opened(output.note))
+                link.send(Opened())
             elif isinstance(message, Finish):
                 if output is not None:
                     old, output = output, None
                     old.finish(last=True)
                 link.send(Finished())
         except Exception as e:
+            sound = False
             if output is not None:
+                sound = output.heard and may_be_sound(e)
                 output.abort()
                 output = None
-            link.send(explain(e))
+            link.send(replace(explain(e), sound=sound))
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The output takes packets. note: what it does not take, or ""."""
-
-    note: str
+    """The output takes packets. A file is begun by the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +74,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The output broke; packets are dropped until the next ``Begin``. kind: "disk full" or "broken"."""
+    """The output broke; packets are dropped until the next ``Begin``. kind: "disk full" or "broken". sound: it may have
+    been the sound."""
 
     kind: str
     text: str
+    sound: bool = False
 
 
 @dataclass(frozen=True, slots=True)

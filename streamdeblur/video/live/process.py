@@ -61,6 +61,11 @@ class Child:
             return f"its process was ended by {signal.Signals(-code).name}"
         return f"its process ended with code {code}"
 
+    @property
+    def crashed(self) -> bool:
+        """Whether a fault of its own ended it, and neither its code nor somebody who killed it."""
+        return -(self.returncode or 0) in (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL)
+
     def wait(self, timeout: float) -> bool:
         """Whether it ended within ``timeout`` seconds."""
         try:

@@ -11,7 +11,7 @@ import io
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -23,6 +23,7 @@ from av.video.reformatter import VideoReformatter
 from streamdeblur.errors import UnreadableInput
 from streamdeblur.frames import FrameSpec
 from streamdeblur.video.live.link import SoundStream
+from streamdeblur.video.live.sounding import has_adts, look_ahead, without_adts
 from streamdeblur.video.live.urls import is_url, scheme_of
 from streamdeblur.video.live.wire import (
     Decoded,
@@ -153,13 +154,20 @@ class _Reader:
             video.thread_type = "SLICE"
             sounds = [s for s in container.streams.audio if s.codec_context is not None] if r.audio else []
             sound: Any = sounds[0] if sounds else None
-            header = template(sound) if sound is not None else b""
-            told = SoundStream(header, sound.codec_context.name) if header else None
+            packets: Iterator[av.Packet[Any]] = container.demux(*([video] if sound is None else [video, sound]))
+            adts = sound is not None and has_adts(sound)
+            if adts:
+                extradata, packets = look_ahead(packets, sound, self._stopping)
+                header = template(sound, extradata) if extradata else b""
+                if not extradata:
+                    log.warning("its sound (aac) is left out: no packet of it came that tells its format")
+            else:
+                header = template(sound) if sound is not None else b""
+            told = SoundStream(header, sound.codec_context.codec.canonical_name) if header else None
             self._send(Opened(video.codec_context.name, _sane(video.average_rate or video.guessed_rate), told))
             waiting = not recording  # for a keyframe
             skipped = 0
-            streams = [video, sound] if header else [video]
-            for packet in container.demux(*streams):
+            for packet in packets:
                 if self._stopping():
                     raise Stop
                 if not packet.size:
@@ -167,8 +175,9 @@ class _Reader:
                         self._frames(video, None, recording)
                     continue
                 if packet.stream.type == "audio":
-                    if packet.pts is not None:
-                        self._send(Sound(packet.pts, packet.duration or 0, packet.time_base), [bytes(packet)])
+                    if packet.pts is not None and told is not None:
+                        data = without_adts(bytes(packet)) if adts else bytes(packet)
+                        self._send(Sound(packet.pts, packet.duration or 0, packet.time_base), [data])
                     continue
                 if waiting:
                     skipped += 1
@@ -277,16 +286,18 @@ def _sane(rate: Fraction | None) -> Fraction | None:
     return rate if rate is not None and 0 < rate <= 240 else None
 
 
-def template(stream: Any) -> bytes:
+def template(stream: Any, extradata: bytes = b"") -> bytes:
     """A stream's codec parameters as a NUT file: NUT keeps them as they are, and reads in 1 ms. Equal for equal
     parameters. (It has to hold a packet, which is an empty one here.)
 
-    Empty for a codec that NUT has no name for.
+    extradata: where the stream itself has none. Empty for a codec that NUT has no name for.
     """
     buffer = io.BytesIO()
     try:
         with av.open(buffer, "w", format="nut", options={"flush_packets": "1"}) as out:
             target = out.add_stream_from_template(stream, opaque=True)
+            if extradata:
+                target.codec_context.extradata = extradata
             copy: av.Packet[Any] = av.Packet(b"\0")
             copy.pts = copy.dts = 0
             copy.time_base = stream.time_base
