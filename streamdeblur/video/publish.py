@@ -44,8 +44,9 @@ _CLOSING = 8.0
 
 @dataclass(frozen=True, slots=True)
 class OutputStatus:
-    """packets: that the output took. dropped: that did not fit into its queue or came while it was away. segments:
-    complete files. restarts: times that it was opened again. stalls: times that its process was killed. error: last."""
+    """packets: that the output took. dropped: that did not fit into its queue, came while it was away or were under way
+    when it broke; at the end the two add up to all that was handed over. segments: complete files. restarts: times that
+    it was opened again. stalls: times that its process was killed. error: last."""
 
     target: str
     state: State = "idle"
@@ -107,7 +108,8 @@ class Publisher:
     def put(self, out: Out, data: bytes) -> None:
         """Hand over a packet; returns at once."""
         with self._changed:
-            if self._finishing:
+            if self._finishing or self._closed.is_set():
+                self._status = replace(self._status, dropped=self._status.dropped + 1)
                 return
             if len(self._queue) >= self._settings.queue:
                 self._clear()
@@ -142,8 +144,10 @@ class Publisher:
             self._set(error=mask(f"{type(e).__name__}: {e}"))
         finally:
             self._kill()
-            self._set(state="closed")
-            self._closed.set()
+            with self._changed:
+                self._clear()
+                self._status = replace(self._status, state="closed", dropped=self._status.dropped + len(self._sent))
+                self._closed.set()
 
     def _round(self) -> bool:
         """One step; False when the output is closed for good."""
@@ -151,6 +155,7 @@ class Publisher:
             self._changed.wait_for(lambda: self._queue or self._finishing, 0.1)
             item = self._queue.popleft() if self._queue else None
             finishing = self._finishing
+        unsent = isinstance(item, tuple)
         again = self._status.state in ("waiting", "disk full") and time.monotonic() >= self._retry_at
         try:
             if isinstance(item, Begin):
@@ -164,9 +169,7 @@ class Publisher:
                 self._listen(0.0)
             if isinstance(item, tuple):
                 if live:
-                    self._send(*item)
-                else:
-                    self._lose(1)
+                    unsent = not self._send(*item)
             elif item is None and finishing:
                 if live:
                     self._finish()
@@ -181,17 +184,20 @@ class Publisher:
             self._failed(Failed("broken", fate, sound=crashed))
         except _OutputFailed as e:
             self._failed(e.failure)
+        if unsent:
+            self._lose(1)
         return True
 
-    def _send(self, out: Out, data: bytes) -> None:
+    def _send(self, out: Out, data: bytes) -> bool:
+        """False for a packet with which an output can't begin."""
         if self._from_key:
             if not (out.video and out.key):
-                self._lose(1)
-                return
+                return False
             self._from_key = False
         assert self._child is not None
         self._child.link.send(out, [data], timeout=self._settings.stall)
         self._sent.append(time.monotonic())
+        return True
 
     def _open(self, begin: Begin) -> None:
         self._set(state="opening")
@@ -207,7 +213,7 @@ class Publisher:
             if left <= 0:
                 raise TimeoutError
             self._listen(min(left, 0.2))
-        self._sent.clear()
+        self._lose_sent()
 
     def _took(self) -> None:
         """A packet arrived: only now a file has begun, and a peer does what it promised."""
@@ -279,8 +285,9 @@ class Publisher:
             self._clear()
         if (self._told or "").split(" (")[0] != failure.text.split(" (")[0]:
             self._told = failure.text
-            log.warning("output %s of %s: %s; trying again", *self._words(), failure.text)
-        self._sent.clear()
+            again = "" if self._finishing else "; trying again"
+            log.warning("output %s of %s: %s%s", *self._words(), failure.text, again)
+        self._lose_sent()
         self._retry_at = time.monotonic() + self._backoff.wait(1.0 if full else 0.0)
 
     def _kill(self) -> None:
@@ -291,6 +298,11 @@ class Publisher:
     def _lose(self, count: int) -> None:
         with self._changed:
             self._status = replace(self._status, dropped=self._status.dropped + count)
+
+    def _lose_sent(self) -> None:
+        """What was not acknowledged will not be."""
+        self._lose(len(self._sent))
+        self._sent.clear()
 
     def _clear(self) -> None:
         """Drop the packets that wait; what begins anew among them is kept. With the lock held."""

@@ -25,7 +25,7 @@ from streamdeblur.jobs.live.taps import FrameMeta, Tap
 from streamdeblur.jobs.live.treatment import Plan, Treatment
 from streamdeblur.jobs.live.watching import LiveWatch
 from streamdeblur.runtime.ledger import FrameRecord, LedgerGap, Status, TileCounts
-from streamdeblur.video.live.clock import TICKS, TIME_BASE
+from streamdeblur.video.live.clock import TIME_BASE
 from streamdeblur.video.live.link import SoundStream
 from streamdeblur.video.live.source import SoundPacket
 from streamdeblur.video.publish import Publisher
@@ -85,6 +85,8 @@ class Chain:
         self._spec: FrameSpec | None = None
         self._announced = False
         self._announced_sound: SoundStream | None = None
+        self._shown: Fraction | None = None  # time of the last picture
+        self._interval = Fraction(0)  # for which it stands
         self._blocked_until = 0.0
         self.latency = Meter()
         self.late = 0
@@ -154,7 +156,7 @@ class Chain:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closing)
                 if not self._queue:
-                    return
+                    break
                 item = self._queue.popleft()
                 self._waiting -= isinstance(item, Entry)
             if isinstance(item, LedgerGap):
@@ -166,6 +168,8 @@ class Chain:
                 self.ledger.record(item.record)
             else:
                 self._leave(item)
+        if self._shown is not None:
+            self._give_sounds(self._shown + self._interval)
 
     def _leave(self, entry: Entry) -> None:
         try:
@@ -263,28 +267,38 @@ class Chain:
             encoder.close()
 
     def _give(self, packet: EncodedPacket, entry: Entry, encoder: LiveEncoder) -> None:
-        sounds = self._due_sounds(entry.arrived.time)
+        now = entry.arrived.time
         stream = entry.arrived.sound
+        self._give_sounds(now)
         if not self._announced or (packet.key and stream is not None and stream != self._announced_sound):
             # An encoder is new, or a source came back with another sound than it went with.
             self._announced, self._announced_sound = True, stream
             for publisher in self.publishers:
                 publisher.begin(encoder.header, stream)
-        for sound in sounds:
-            if sound.stream != self._announced_sound:
-                continue
-            base = Fraction(1, TICKS)
-            ticks, length = round(sound.time / base), round(sound.duration / base)
-            for publisher in self.publishers:
-                publisher.put(Out(False, ticks, ticks, length, base, True, 0.0), sound.data)
         out = Out(True, packet.pts, packet.dts, 0, TIME_BASE, packet.key, entry.arrived.wall)
         for publisher in self.publishers:
             publisher.put(out, packet.data)
+        if self._shown is not None:
+            self._interval = now - self._shown
+        elif entry.arrived.rate:
+            self._interval = 1 / entry.arrived.rate
+        self._shown = now
 
-    def _due_sounds(self, time_now: Fraction) -> list[SoundPacket]:
+    def _give_sounds(self, until: Fraction) -> None:
+        """Hand over the sound from before ``until``: it belongs to the pictures that went before. What precedes the
+        first picture of all belongs to none, and goes."""
+        for sound in self._due_sounds(until):
+            if sound.stream != self._announced_sound:
+                continue
+            ticks, length = round(sound.time / TIME_BASE), round(sound.duration / TIME_BASE)
+            out = Out(False, ticks, ticks, length, TIME_BASE, True, 0.0)
+            for publisher in self.publishers:
+                publisher.put(out, sound.data)
+
+    def _due_sounds(self, until: Fraction) -> list[SoundPacket]:
         with self._changed:
             due = []
-            while self._sound and self._sound[0].time <= time_now:
+            while self._sound and self._sound[0].time < until:
                 due.append(self._sound.popleft())
             return due
 

@@ -33,6 +33,11 @@ class LiveClock:
         """Timestamps that follow have nothing to do with those before."""
         self._offset = None
 
+    @property
+    def knows(self) -> bool:
+        """Whether a picture of this connection has told where its timestamps lie."""
+        return self._offset is not None
+
     def video(self, pts: Fraction | None, arrival: float) -> Fraction:
         """Seconds of a frame, greater than those of the one before. pts: seconds or None. arrival: monotonic seconds,
         which decide where ``pts`` can't."""

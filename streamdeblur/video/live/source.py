@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -37,6 +38,8 @@ State = Literal["starting", "connecting", "live", "waiting", "ended", "gave up",
 _REFUSED_CREDENTIALS = 30.0
 #: Seconds for a process to start and a source to open beside the time that FFmpeg is given.
 _START = 10.0
+#: Packets of sound that wait for the first picture: a decoder holds pictures back, and a camera waits for a keyframe.
+_EARLY = 512
 #: Seconds that two frames of a file may lie apart.
 _PAUSE = 120.0
 
@@ -135,6 +138,8 @@ class LiveSource:
         self._spec: FrameSpec | None = None
         self._rate: Fraction | None = None
         self._sound: SoundStream | None = None
+        #: Sound that came before the first picture of its connection, which tells its time.
+        self._early: deque[tuple[Sound, bytes]] = deque(maxlen=_EARLY)
         self._index = 0
         self._last_good = time.monotonic()
         self._told: str | None = None
@@ -228,7 +233,7 @@ class LiveSource:
             self._drop_child()
             self._child = Child("streamdeblur.video.live.child")
         child = self._child
-        self._clock.new_session()
+        self._new_clock()
         self._sound = None
         try:
             child.link.send(OpenSource(self.url, s.transport, s.stall, s.loop, s.audio), timeout=_START)
@@ -297,7 +302,7 @@ class LiveSource:
         elif isinstance(message, Picture):
             self._change(message)
         elif isinstance(message, NewClock):
-            self._clock.new_session()
+            self._new_clock()
         elif isinstance(message, Undecodable):
             with self._lock:
                 self._status = replace(self._status, undecodable=self._status.undecodable + message.count)
@@ -326,8 +331,17 @@ class LiveSource:
             self._status = replace(self._status, frames=self._index)
         wall = time.time() - (time.monotonic() - message.arrival)
         self._on_frame(Arrived(frame, message.arrival, wall, self._picture.tags, self._rate, self._sound))
+        while self._early:
+            self._give_sound(*self._early.popleft())
+
+    def _new_clock(self) -> None:
+        self._clock.new_session()
+        self._early.clear()
 
     def _give_sound(self, message: Sound, data: bytes) -> None:
+        if not self._clock.knows:
+            self._early.append((message, data))
+            return
         at = self._clock.sound(message.pts * message.time_base)
         if at is not None and self._sound is not None:
             self._on_sound(SoundPacket(at, message.duration * message.time_base, data, self._sound))
