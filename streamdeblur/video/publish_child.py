@@ -181,6 +181,8 @@ class Output:
             "hls_list_size": str(s.hls_window),
             "hls_delete_threshold": "2",
             "hls_segment_type": "fmp4",
+            # Sound that begins after the first segment keeps its time: without this it is put at 0.
+            "hls_segment_options": "movflags=+frag_discont",
             "hls_fmp4_init_filename": f"init-{number}.mp4",
             "hls_segment_filename": str(self._folder / "seg-%d.m4s"),
             "hls_start_number_source": "epoch",
@@ -207,8 +209,9 @@ class Output:
             self._path = segment_path(target, stamp)  # begun anew: what is there stays
         options = {"max_interleave_delta": _INTERLEAVE}
         if self._target.format in ("mp4", "mov"):
-            # Written in fragments, so that a kill leaves a file that plays, and closed as an ordinary file.
-            options |= {"movflags": "hybrid_fragmented", "movie_timescale": "90000"}
+            # Written in fragments, so that a kill leaves a file that plays, and closed as an ordinary file. The header
+            # waits for the first of them: before that it can't say that the sound begins later than the pictures.
+            options |= {"movflags": "hybrid_fragmented+delay_moov", "movie_timescale": "90000"}
         self._zero = self._started = now
         self._open(f"file:{self._path}.partial", options)
 

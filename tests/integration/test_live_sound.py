@@ -11,7 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from tests.clips import numbered_picture, write_numbered_clip
+from streamdeblur.jobs.live import chain
+from streamdeblur.video.packets import without_adts
+from tests.clips import numbered_picture, read_number, read_packets, write_numbered_clip
 from tests.integration.test_live import numbers_in, running, wait_for
 from tests.rtsp_relay import Relay
 
@@ -55,6 +57,39 @@ def loudness(path: Path | str, **options: Any) -> float:
         resampler = av.AudioResampler(format="fltp", layout="mono")
         parts = [r.to_ndarray() for f in container.decode(audio=0) for r in resampler.resample(f)]
     return float(np.sqrt(np.mean(np.concatenate(parts, axis=1) ** 2))) if parts else 0.0
+
+
+def lag(path: Path, source: Path) -> list[float]:
+    """For each packet of sound, by how many seconds it is later than in ``source`` with respect to the pictures."""
+    with av.open(str(path)) as c:
+        picture = next(c.decode(video=0))
+        assert picture.pts is not None
+        assert picture.time_base is not None
+        number = read_number(picture.to_ndarray(format="gray"))
+        moved = picture.pts * picture.time_base - Fraction(number, RATE)
+    times = {without_adts(data): t for t, data in read_packets(source, 1) if t is not None}
+    found = [(t, without_adts(data)) for t, data in read_packets(path, 1) if t is not None]
+    return [float(t - times[data] - moved) for t, data in found]
+
+
+@pytest.mark.parametrize("begin", [Fraction(0), Fraction(5, 2)])
+def test_sound_is_in_time_wherever_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Fraction) -> None:
+    """After the first segment of HLS, or a little behind the first picture of a file."""
+    monkeypatch.setattr(chain, "_QUEUE", 64)
+    clip = write_clip(tmp_path / "in.mp4", "aac", 48000, seconds=4, begin=begin)
+    outputs = (f"hls:{tmp_path}/hls", *(f"{tmp_path}/whole-{e}/a.{e}" for e in ("mp4", "mov", "mkv", "ts")))
+    for e in ("mp4", "mov", "mkv", "ts"):
+        (tmp_path / f"whole-{e}").mkdir()
+    options = {"keyframe_seconds": 0.5, "hls_seconds": 1, "hls_window": 20, "segment_seconds": 1.4}
+    with running(str(clip), to=outputs, **options) as (job, _):
+        wait_for(lambda: job.status().sources[0].state == "ended", "the end")
+    heard = len([t for t, _ in read_packets(clip, 1) if t is not None and 0 <= t < 4])
+    assert heard > 60
+    groups = {e: sorted(tmp_path.glob(f"whole-{e}/*.{e}")) for e in ("mp4", "mov", "mkv", "ts")}
+    assert all(len(files) >= 3 for files in groups.values())
+    for name, files in {**groups, "hls": [tmp_path / "hls" / "index.m3u8"]}.items():
+        late = [x for f in files for x in lag(f, clip)]
+        assert late == pytest.approx([0] * heard, abs=0.0025), name  # ticks of Matroska are 1 ms
 
 
 def test_sound_that_has_its_format_in_every_packet_is_heard_in_every_output(tmp_path: Path) -> None:
