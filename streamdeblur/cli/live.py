@@ -110,9 +110,11 @@ def execute(sources: tuple[str, ...], options: LiveOptions, console: Console, *,
             console.print(_sum(source), markup=False, highlight=False)
     for name, why in summary.failed.items():
         console.print(f"error: source {name} was given up: {why}", markup=False, highlight=False)
+    for target, why in summary.silent.items():
+        console.print(f"error: output {target} took nothing: {mask(why)}", markup=False, highlight=False)
     if caught:
         return 128 + caught[0]
-    return 1 if summary.failed else 0
+    return 1 if summary.failed or summary.silent else 0
 
 
 def _masked(value: Any) -> Any:

@@ -283,7 +283,10 @@ class Output:
         if self._folder is None or time.monotonic() - self._checked < 0.5:
             return
         self._checked = time.monotonic()
-        free = shutil.disk_usage(self._folder).free
+        usage = shutil.disk_usage(self._folder)
+        if not usage.total:
+            return  # a file system that does not say
+        free = usage.free
         kept = max(self._settings.reserve, _LEAST)  # without it HLS would list segments with nothing in them
         if free < kept:
             raise DiskIsFull(f"{free / 1e6:.1f} MB free, {kept / 1e6:.0f} MB are kept")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,6 +68,26 @@ def parse_target(text: str) -> Target:
     if not os.path.isdir(folder):
         raise OutputError(f"folder {folder} of the output does not exist", "create it")
     return Target("file", text, text, muxer)
+
+
+def prepare(target: Target) -> None:
+    """Make the folder of HLS, and try whether a file can be written where the output will.
+
+    Raises OutputError where that can't ever be. A full disk is no such thing: it is waited for.
+    """
+    if target.kind not in ("hls", "file"):
+        return
+    folder = target.where if target.kind == "hls" else os.path.dirname(target.where) or "."
+    try:
+        if target.kind == "hls":
+            os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            return
+        what = "nothing can be written into" if os.path.isdir(folder) else "can't make"
+        raise OutputError(f"{what} folder {folder} of the output: {e.strerror or e}", "name another folder") from e
 
 
 def segment_path(path: Path, stamp: str) -> Path:

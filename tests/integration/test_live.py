@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from streamdeblur.config import parse
-from streamdeblur.errors import InputError, UnreadableInput, UsageError
+from streamdeblur.errors import InputError, OutputError, UnreadableInput, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.jobs.live import Engine, FrameMeta, LiveJob, LiveOptions, LiveStatus, chain
 from streamdeblur.jobs.live.engines import LiveWork
@@ -533,6 +533,15 @@ def test_what_can_not_be_is_refused_before_anything_is_opened(tmp_path: Path) ->
     refused(UsageError, "scheme that is not published", "rtsp://x/a", to="rtmp://x/a")
     refused(UsageError, "would both write to", "rtsp://x/a", "rtsp://x/b", to=f"{tmp_path}/a.mp4")
     refused(UsageError, "is a folder", "rtsp://x/a", to=str(tmp_path))
+    (tmp_path / "notdir").touch()
+    refused(
+        OutputError,
+        "can't make folder .*notdir/x of the output: Not a dir",
+        "rtsp://x/a",
+        to=f"hls:{tmp_path}/notdir/x",
+    )
+    refused(OutputError, "can't make folder /proc/x of the output: No such", "rtsp://x/a", to="hls:/proc/x")
+    refused(OutputError, "nothing can be written into folder /proc of", "rtsp://x/a", to="/proc/a.mp4")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -577,6 +586,22 @@ def test_the_command_gives_up_with_one_line(tmp_path: Path) -> None:
     assert "error: source gate (rtsp://***@127.0.0.1" in done.stderr
     assert "connection refused" in done.stderr
     assert "topsecret" not in done.stdout + done.stderr
+
+
+def test_a_job_whose_outputs_took_nothing_has_failed(tmp_path: Path) -> None:
+    clip = write_numbered_clip(tmp_path / "in.mp4", RATE, SIZE, rate=RATE)
+    nowhere = f"rtsp://127.0.0.1:{free_port()}/out"
+
+    def run(*outputs: str) -> subprocess.CompletedProcess[str]:
+        to = [w for o in outputs for w in ("--to", o)]
+        words = command(str(clip), *to, "--model", "identity")
+        return subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    done = run(nowhere)
+    assert done.returncode == 1
+    assert f"error: output {nowhere} took nothing: connection refused" in done.stderr
+    assert run(nowhere, f"{tmp_path}/out.mp4").returncode == 0  # one that is away is no failure of all
+    assert run("none").returncode == 0
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from streamdeblur.version import __version__
 from streamdeblur.video.live.source import Arrived, LiveSource, SoundPacket, SourceSettings
 from streamdeblur.video.live.urls import is_url, mask
 from streamdeblur.video.publish import Publisher
-from streamdeblur.video.publish_targets import Target, parse_target
+from streamdeblur.video.publish_targets import Target, parse_target, prepare
 from streamdeblur.video.publish_wire import PublishSettings
 
 if TYPE_CHECKING:
@@ -75,6 +75,14 @@ class LiveSummary:
     status: LiveStatus
     failed: Mapping[str, str]
 
+    @property
+    def silent(self) -> Mapping[str, str]:
+        """Outputs and why they took nothing, where that holds for all of them; empty where one took something."""
+        outputs = [o for s in self.status.sources for o in s.outputs]
+        if any(o.packets for o in outputs):
+            return {}
+        return {o.target: o.error or "no frame came" for o in outputs}
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values only."""
         return {"seconds": round(self.seconds, 3), "failed": dict(self.failed), **self.status.as_dict()}
@@ -107,6 +115,8 @@ class LiveJob:
         own = {str(s.name): options_of(self.options, s) for s in self._named}
         _spare_sources(own, self._named)
         targets = {s.name: [parse_target(t) for t in s.to or ()] for s in self._named}
+        for target in (t for several in targets.values() for t in several):
+            prepare(target)
         self._stop = threading.Event()
         self._wake = threading.Condition()
         self._engine = engine if engine is not None else build_engine(self.options)
