@@ -15,7 +15,7 @@ from av.stream import Disposition
 from streamdeblur.video.chapters import chapters_of
 from streamdeblur.video.reader import VideoReader
 from streamdeblur.video.streams import container_tags
-from streamdeblur.video.tags import SourceTags
+from streamdeblur.video.tags import SourceTags, same_turn
 
 _NAMES = {
     "mp4": "MP4",
@@ -29,7 +29,6 @@ _NAMES = {
 }
 _ENDINGS = {"mp4": ".mp4", "mov": ".mov", "matroska": ".mkv"}
 _UNKNOWN = {0, 2, 3}
-_STILL = (65536, 0, 0, 65536)
 _MARKS = [m for m in Disposition if m and m not in (Disposition.default, Disposition.attached_pic)]
 #: Matroska's tick, which everybody knows of who writes it.
 _KNOWN_TICK = {"matroska": Fraction(1, 2000), "webm": Fraction(1, 2000)}
@@ -81,15 +80,6 @@ def losses(
     if rounded > _KNOWN_TICK.get(container, 0):
         text = f"{float(rounded) * 1000:.3f} ms" if rounded >= Fraction(1, 2000000) else "less than 0.001 ms"
         yield lost(f"the exact times of frames (rounded by up to {text})", "mp4", "mov")
-
-
-def same_turn(x: tuple[int, ...] | None, y: tuple[int, ...] | None) -> bool:
-    """Equal rotations and flips. The translation only brings the turned picture back to the origin."""
-
-    def turn(m: tuple[int, ...] | None) -> tuple[int, ...]:
-        return _STILL if m is None else (m[0], m[1], m[3], m[4])
-
-    return all(abs(a - b) <= 2 for a, b in zip(turn(x), turn(y), strict=True))  # Matroska keeps angles
 
 
 def same_ratio(x: Fraction | None, y: Fraction | None, container: str) -> bool:

@@ -98,10 +98,10 @@ class Publisher:
         child = self._child
         return child.pid if child is not None else None
 
-    def begin(self, video: bytes, sound: SoundStream | None) -> None:
-        """The streams from here on, video as a ``reading.template``; the output is opened anew."""
+    def begin(self, video: bytes, sound: SoundStream | None, turn: tuple[int, ...] | None = None) -> None:
+        """The streams from here on, as in ``Begin``; the output is opened anew."""
         with self._changed:
-            self._queue.append(Begin(self.target, self._settings, video, sound))
+            self._queue.append(Begin(self.target, self._settings, video, sound, turn))
             self._want_key = True
             self._changed.notify_all()
 

@@ -28,6 +28,7 @@ from streamdeblur.video.live.urls import mask, remember
 from streamdeblur.video.opening import reason
 from streamdeblur.video.publish_targets import segment_path
 from streamdeblur.video.publish_wire import Begin, Failed, Finish, Finished, Opened, Out, Segment, Taken
+from streamdeblur.video.tags import same_turn
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ _SOUND = {
     "mp4": {"aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac"},
     "mov": {"aac", "mp3", "ac3", "alac", "pcm_mulaw", "pcm_alaw", "pcm_s16le"},
 }
+#: Formats that tell a player to turn the pictures.
+_TURN = ("hls", "mp4", "mov", "matroska")
 #: Microseconds for which the muxer may wait for a stream that is silent; sound never comes late here.
 _INTERLEAVE = "100000"
 #: Bytes that stay free whatever was asked for: what is open takes that to be closed.
@@ -67,6 +70,9 @@ class Output:
                 self._sound_header, self._sound = sound_of(begin.sound.header)
             else:
                 self._without_sound(begin.sound)
+        if begin.turn is not None and not same_turn(begin.turn, None) and self._target.format not in _TURN:
+            lost = f"the rotation or flip of the picture is left out: {self._target.format} does not hold it"
+            tell(Note(logging.WARNING, lost))
         self._container: av.container.OutputContainer | None = None
         self._streams: dict[bool, Any] = {}
         self._zero = Fraction(0)
@@ -241,7 +247,10 @@ class Output:
     def _begun(self, url: str, options: dict[str, str]) -> av.container.OutputContainer:
         container = av.open(url, "w", format=self._target.format, options=options)
         try:
-            self._streams = {True: container.add_stream_from_template(self._video, opaque=True)}
+            video: Any = container.add_stream_from_template(self._video, opaque=True)
+            if self._begin.turn is not None and self._target.format in _TURN:
+                video.set_display_matrix(list(self._begin.turn))
+            self._streams = {True: video}
             if self._sound is not None:
                 self._streams[False] = container.add_stream_from_template(self._sound, opaque=True)
             container.start_encoding()

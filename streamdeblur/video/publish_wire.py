@@ -26,12 +26,14 @@ class PublishSettings:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Open the output anew with these streams. video: ``reading.template``."""
+    """Open the output anew with these streams. video: ``reading.template``. turn: how players shall turn the pictures,
+    as ``SourceTags.display_matrix``."""
 
     target: Target
     settings: PublishSettings
     video: bytes
     sound: SoundStream | None
+    turn: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ _MATRIX_BY_CODE = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m",
 _UNSPECIFIED = 2
 # AVFieldOrder: 2 TT, 3 BB, 4 TB (stored top first, shown bottom first), 5 BT.
 _FIELD_ORDER: dict[int, FieldOrder] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
+_STILL = (65536, 0, 0, 65536)
 #: Side data that no encoder here takes, and its name for the reader.
 _LOST = {
     "DYNAMIC_HDR_PLUS": "HDR10+ dynamic metadata",
@@ -113,6 +114,15 @@ def learn(native: av.VideoFrame, *, path: str, codec: str, metadata: Mapping[str
         lost=tuple(text for key, text in _LOST.items() if key in side),
     )
     return Look(tags, guess_matrix(code, native.height), full)
+
+
+def same_turn(x: tuple[int, ...] | None, y: tuple[int, ...] | None) -> bool:
+    """Equal rotations and flips. The translation only brings the turned picture back to the origin."""
+
+    def turn(m: tuple[int, ...] | None) -> tuple[int, ...]:
+        return _STILL if m is None else (m[0], m[1], m[3], m[4])
+
+    return all(abs(a - b) <= 2 for a, b in zip(turn(x), turn(y), strict=True))  # Matroska keeps angles
 
 
 def field_order(native: av.VideoFrame, code: int) -> FieldOrder:

@@ -212,6 +212,35 @@ def test_sound_is_copied_and_stays_with_the_pictures(
     assert (output.packets, output.dropped) == (3 * RATE + len(belongs), 0)
 
 
+def test_players_turn_the_pictures_as_they_did(tmp_path: Path, caplog: Any) -> None:
+    plain, clip = write_numbered_clip(tmp_path / "plain.mp4", 2 * RATE, SIZE, rate=RATE), tmp_path / "in.mp4"
+    with av.open(str(plain)) as source, av.open(str(clip), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0], opaque=True)
+        stream.set_display_rotation(90)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    files = [f"{tmp_path}/out.{e}" for e in ("mp4", "mov", "mkv", "ts")]
+    # Files begin anew within the clip: what a format does not hold is told once all the same.
+    with running(str(clip), to=(f"hls:{tmp_path}/hls", *files), segment_seconds=1, keyframe_seconds=0.5) as (job, _):
+        wait_for(lambda: job.status().sources[0].state == "ended", "the end")
+
+    def rotation(path: Path) -> int:
+        with av.open(str(path)) as c:
+            return next(c.decode(video=0)).rotation
+
+    assert rotation(clip) == 90
+    for ending, angle in (("mp4", 90), ("mov", 90), ("mkv", 90), ("ts", 0)):
+        found = sorted(tmp_path.glob(f"out-*.{ending}"))
+        assert len(found) >= 2
+        assert [rotation(path) for path in found] == [angle] * len(found), ending
+    assert rotation(tmp_path / "hls" / "index.m3u8") == 90
+    notes = [r.getMessage() for r in caplog.records if "rotation" in r.getMessage()]
+    assert len(notes) == 1
+    assert "out.ts" in notes[0]
+
+
 def test_sound_of_a_camera_is_passed_on(relay: Relay, tmp_path: Path) -> None:
     with (
         Feed(relay.url(), SIZE, RATE, sound=True),

@@ -274,7 +274,7 @@ class Chain:
             # An encoder is new, or a source came back with another sound than it went with.
             self._announced, self._announced_sound = True, stream
             for publisher in self.publishers:
-                publisher.begin(encoder.header, stream)
+                publisher.begin(encoder.header, stream, entry.arrived.tags.display_matrix)
         out = Out(True, packet.pts, packet.dts, 0, TIME_BASE, packet.key, entry.arrived.wall)
         for publisher in self.publishers:
             publisher.put(out, packet.data)

@@ -8,9 +8,9 @@ from fractions import Fraction
 from streamdeblur.frames import StreamInfo
 from streamdeblur.jobs.verify.lockstep import Lane
 from streamdeblur.jobs.verify.report import VerifyReport
-from streamdeblur.video.losses import changed_colour, same_ratio, same_turn
+from streamdeblur.video.losses import changed_colour, same_ratio
 from streamdeblur.video.reader import DecodedFrame, VideoReader
-from streamdeblur.video.tags import SourceTags
+from streamdeblur.video.tags import SourceTags, same_turn
 from streamdeblur.video.timeline import Timeline, lift
 
 #: Half of Matroska's tick of 1 ms; MP4 and the like are exact.
