@@ -26,6 +26,7 @@ from streamdeblur.video.live.process import run_child
 from streamdeblur.video.live.reading import sound_of
 from streamdeblur.video.live.urls import mask, remember
 from streamdeblur.video.opening import reason
+from streamdeblur.video.publish_hls import HIDDEN, NotWhole, Playlist, is_whole
 from streamdeblur.video.publish_targets import segment_path
 from streamdeblur.video.publish_wire import Begin, Failed, Finish, Finished, Opened, Out, Segment, Taken
 from streamdeblur.video.tags import same_turn
@@ -85,11 +86,13 @@ class Output:
         self._path: Path | None = None
         self._started = Fraction(0)
         self._folder: Path | None = None
+        self._playlist: Playlist | None = None
         self._checked = 0.0
         kind = self._target.kind
         if kind == "hls":
             self._folder = Path(self._target.where)
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._playlist = Playlist(self._folder, self._settings.hls_window, self._settings.hls_time)
         elif kind == "file":
             self._folder = Path(self._target.where).absolute().parent
         self._room()
@@ -135,7 +138,7 @@ class Output:
         if self._holds and out.video:
             self._held = packet
         else:
-            self._container.mux_one(packet)
+            self._mux(packet)
 
     def _release(self, following: int | None) -> None:
         """Mux the packet that was held. following: decoding time of the next; None at the end."""
@@ -146,18 +149,25 @@ class Output:
         if following is not None and following > held.dts:
             self._length = following - held.dts
         held.duration = self._length
-        self._container.mux_one(held)
+        self._mux(held)
+
+    def _mux(self, packet: av.Packet[Any]) -> None:
+        assert self._container is not None
+        self._container.mux_one(packet)
+        self._follow()
+
+    def _follow(self) -> None:
+        if self._playlist is not None:
+            try:
+                self._playlist.follow()
+            except NotWhole as e:
+                raise DiskIsFull(str(e)) from e
 
     def finish(self, *, last: bool = False) -> None:
         """Trailer and final names. last: nothing follows, and players may know."""
         self._close()
-        if last and self._target.kind == "hls":
-            assert self._folder is not None
-            playlist = self._folder / "index.m3u8"
-            if playlist.exists():
-                fresh = playlist.with_name("index.m3u8.tmp")
-                fresh.write_text(playlist.read_text(encoding="utf-8") + "#EXT-X-ENDLIST\n", encoding="utf-8")
-                os.replace(fresh, playlist)
+        if last and self._playlist is not None:
+            self._playlist.end()
 
     def abort(self) -> None:
         """Close what can be closed after a failure; never raises. A file cut off is kept: it plays to where it goes."""
@@ -179,10 +189,12 @@ class Output:
                 url += ("&" if "?" in url else "?") + "pkt_size=1316"  # seven TS packets, within an Ethernet frame
             return url, options
         assert self._folder is not None
-        self._sweep(keep_last=True)
+        self._sweep()
         number = int(time.time() * 1000)
-        # Numbers go on from the clock, so that a player never sees them fall when the output begins anew.
-        return str(self._folder / "index.m3u8"), {
+        # Numbers go on from the clock, so that a player never sees them fall when the output begins anew; and never are
+        # those of segments that are there.
+        there = [int(m.group(1)) for p in self._folder.iterdir() if (m := _SEGMENT.fullmatch(p.name))]
+        return str(self._folder / HIDDEN), {
             "hls_time": f"{s.hls_time:g}",
             "hls_list_size": str(s.hls_window),
             "hls_delete_threshold": "2",
@@ -191,21 +203,22 @@ class Output:
             "hls_segment_options": "movflags=+frag_discont",
             "hls_fmp4_init_filename": f"init-{number}.mp4",
             "hls_segment_filename": str(self._folder / "seg-%d.m4s"),
-            "hls_start_number_source": "epoch",
+            "start_number": str(max(number // 1000, *there, 0) + bool(there)),
             "hls_flags": "delete_segments+independent_segments+program_date_time+temp_file+omit_endlist",
             "max_interleave_delta": _INTERLEAVE,
         }
 
-    def _sweep(self, *, keep_last: bool) -> None:
+    def _sweep(self) -> None:
         """Remove what an earlier run of this output left: all but what a player may still be asking for."""
         assert self._folder is not None
-        for pattern, keep in (
-            (_SEGMENT, self._settings.hls_window if keep_last else 0),
-            (_INIT, 1 if keep_last else 0),
-        ):
+        assert self._playlist is not None
+        listed = self._playlist.files
+        for pattern, keep in ((_SEGMENT, self._settings.hls_window), (_INIT, 1)):
             found = [(int(m.group(1)), p) for p in self._folder.iterdir() if (m := pattern.fullmatch(p.name))]
-            for _, path in sorted(found)[: len(found) - keep if keep else None]:
-                path.unlink(missing_ok=True)
+            for n, (_, path) in enumerate(sorted(found)):
+                asked = path.name in listed or n >= len(found) - keep
+                if not (asked and is_whole(path)):  # a full disk leaves empty ones
+                    path.unlink(missing_ok=True)
 
     def _new_file(self, out: Out, now: Fraction) -> None:
         stamp = datetime.fromtimestamp(out.wall, UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -281,6 +294,7 @@ class Output:
             if partial is not None and partial.exists() and not partial.stat().st_size:
                 partial.unlink()
             raise
+        self._follow()
         if path is not None and partial is not None and partial.exists():
             with open(partial, "rb+") as f:
                 os.fsync(f.fileno())

@@ -29,6 +29,7 @@ from streamdeblur.jobs.live import Engine, FrameMeta, LiveJob, LiveOptions, Live
 from streamdeblur.jobs.live.engines import LiveWork
 from streamdeblur.runtime.ledger import FrameRecord, read_ledger
 from streamdeblur.video.packets import without_adts
+from streamdeblur.video.publish_hls import parse as parse_playlist
 from tests.clips import read_number, read_packets, write_numbered_clip
 from tests.commands import environment
 from tests.live_feed import Feed
@@ -304,6 +305,14 @@ def test_pictures_may_change_their_size(relay: Relay, tmp_path: Path, caplog: An
             sizes.append((c.streams.video[0].width, c.streams.video[0].height))
         assert numbers_in(path)
     assert sizes == [SIZE, (320, 96)]
+    # A player of HLS is told where the other pictures begin, and still gets those before.
+    _, listed, ended = parse_playlist((tmp_path / "hls" / "index.m3u8").read_text())
+    heads = [s.head for s in listed]
+    assert len(set(heads)) == 2
+    assert [s.breaks for s in listed] == [n > 0 and heads[n] != heads[n - 1] for n in range(len(heads))]
+    assert all((tmp_path / "hls" / name).stat().st_size for s in listed for name in (s.name, s.head))
+    assert len({s.name for s in listed}) == len(listed)
+    assert ended
 
 
 def test_a_file_changes_its_size_in_mid_stream(tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
