@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from streamdeblur.jobs.live import chain
+from streamdeblur.video.live.sounding import has_adts, look_ahead
 from streamdeblur.video.packets import without_adts
 from tests.clips import numbered_picture, read_number, read_packets, write_numbered_clip
 from tests.integration.test_live import numbers_in, running, wait_for
@@ -150,3 +152,23 @@ def test_sound_that_an_output_does_not_take_costs_it_no_picture(
         assert (loudness(path) > 0.1) == (kind not in without), kind
     assert [o.restarts for o in job.status().sources[0].outputs] == [0] * 5
     assert not any("is there again" in r.getMessage() for r in caplog.records)
+
+
+def test_looking_ahead_for_sound_loses_no_packet_and_does_not_wait_for_ever(tmp_path: Path) -> None:
+    clip = write_numbered_clip(tmp_path / "in.ts", 3 * RATE, SIZE, rate=RATE, audio=True)
+    with av.open(str(clip)) as c:
+        sound = c.streams.audio[0]
+        assert has_adts(sound)
+        everything = list(c.demux())
+        extradata, again = look_ahead(iter(everything), sound, lambda: False)
+        assert extradata == bytes([0x11, 0x88])  # AAC LC, 48 kHz, mono: ISO/IEC 14496-3, 1.6.2.1
+        assert list(again) == everything
+        silent = [p for p in everything if p.stream.type == "video"]
+        extradata, again = look_ahead(iter(silent), sound, lambda: False)
+        assert (extradata, list(again)) == (b"", silent)
+        endless = itertools.cycle(silent)
+        extradata, again = look_ahead(endless, sound, lambda: False)
+        assert extradata == b""
+        assert list(itertools.islice(again, len(silent))) == silent
+    with av.open(str(write_clip(tmp_path / "in.mp4", "aac", 48000))) as c:
+        assert not has_adts(c.streams.audio[0])
