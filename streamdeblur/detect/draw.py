@@ -62,7 +62,7 @@ def draw_rgb(rgb: Picture, what: Sequence[Label]) -> Picture:
     result = rgb.copy()
     for stencil in _stencils(what, rgb.shape[0], rgb.shape[1]):
         region = result[stencil.rows, stencil.columns]
-        region[stencil.mask] = stencil.color
+        region[... if stencil.mask is None else stencil.mask] = stencil.color
     return result
 
 
@@ -97,6 +97,7 @@ def frame_to_rgb(frame: Frame) -> Picture:
         return np.asarray(codes.permute(1, 2, 0).contiguous().numpy(), np.uint8)
 
 
+@functools.lru_cache(maxsize=256)  # some fifteen colours for each kind of video; half a millisecond each
 def code_values(rgb: tuple[int, int, int], color: ColorSpec) -> tuple[int, ...]:
     """Code values of an R'G'B' colour of 0..255, one a colour plane."""
     # black plus the correction that leads from it to the colour
@@ -111,11 +112,11 @@ def code_values(rgb: tuple[int, int, int], color: ColorSpec) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Stencil:
-    """A region of the picture, which of its pixels are drawn on, and the colour they get."""
+    """A region of the picture, which of its pixels are drawn on (None: all), and the colour they get."""
 
     rows: slice
     columns: slice
-    mask: npt.NDArray[np.bool_]
+    mask: npt.NDArray[np.bool_] | None
     color: tuple[int, int, int]
 
 
@@ -135,7 +136,7 @@ def _stencils(what: Sequence[Label], height: int, width: int) -> list[_Stencil]:
             (slice(y1, y2), slice(x1, min(x1 + thick, x2))),
             (slice(y1, y2), slice(max(x2 - thick, x1), x2)),
         ):
-            outlines.append(_solid(rows, columns, color))
+            outlines.append(_Stencil(rows, columns, None, color))
         texts += _text(label.text, x1, y1, y2, height, width, scale, thick, color)
     return outlines + texts
 
@@ -145,10 +146,6 @@ def _pixels(box: tuple[float, float, float, float], height: int, width: int) -> 
     x1 = min(max(int(box[0]), 0), width - 1)
     y1 = min(max(int(box[1]), 0), height - 1)
     return x1, y1, min(max(round(box[2]), x1 + 1), width), min(max(round(box[3]), y1 + 1), height)
-
-
-def _solid(rows: slice, columns: slice, color: tuple[int, int, int]) -> _Stencil:
-    return _Stencil(rows, columns, np.ones((rows.stop - rows.start, columns.stop - columns.start), np.bool_), color)
 
 
 def _text(
@@ -164,7 +161,7 @@ def _text(
     rows, columns = slice(y, y + tall), slice(x, min(x + wide, width))
     drawn = mask[:, : columns.stop - columns.start]
     r, g, b = (round(c * _PAPER_SHARE) for c in color)
-    return [_solid(rows, columns, (r, g, b)), _Stencil(rows, columns, drawn, _INK)]
+    return [_Stencil(rows, columns, None, (r, g, b)), _Stencil(rows, columns, drawn, _INK)]
 
 
 @functools.lru_cache(maxsize=1024)  # a millisecond each, and most come again
@@ -180,15 +177,17 @@ def _letters(text: str, scale: float, thick: int) -> npt.NDArray[np.bool_]:
 
 def _fill(plane: Array, stencil: _Stencil, shift: tuple[int, int], code: int) -> None:
     sx, sy = shift
-    if not sx and not sy:
-        plane[stencil.rows, stencil.columns][stencil.mask] = code
-        return
-    # Spread the mask to whole chroma blocks, so that the region begins and ends on one.
-    x0, y0 = stencil.columns.start >> sx, stencil.rows.start >> sy
-    x1, y1 = -(-stencil.columns.stop >> sx), -(-stencil.rows.stop >> sy)
-    grid = np.zeros(((y1 - y0) << sy, (x1 - x0) << sx), np.bool_)
-    down, across = stencil.rows.start - (y0 << sy), stencil.columns.start - (x0 << sx)
-    grid[down : down + stencil.mask.shape[0], across : across + stencil.mask.shape[1]] = stencil.mask
-    blocks = np.asarray(grid.reshape(y1 - y0, 1 << sy, x1 - x0, 1 << sx).any(axis=(1, 3)))
+    rows, columns, mask = stencil.rows, stencil.columns, stencil.mask
+    # Whole chroma blocks: the region begins and ends on one.
+    x0, y0 = columns.start >> sx, rows.start >> sy
+    x1, y1 = -(-columns.stop >> sx), -(-rows.stop >> sy)
     region = plane[y0:y1, x0:x1]
-    region[blocks[: region.shape[0], : region.shape[1]]] = code
+    if mask is None:
+        region[...] = code
+        return
+    if sx or sy:
+        grid = np.zeros(((y1 - y0) << sy, (x1 - x0) << sx), np.bool_)
+        down, across = rows.start - (y0 << sy), columns.start - (x0 << sx)
+        grid[down : down + mask.shape[0], across : across + mask.shape[1]] = mask
+        mask = np.asarray(grid.reshape(y1 - y0, 1 << sy, x1 - x0, 1 << sx).any(axis=(1, 3)))
+    region[mask[: region.shape[0], : region.shape[1]]] = code

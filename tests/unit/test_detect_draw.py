@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 
+from streamdeblur.detect import draw as module
 from streamdeblur.detect.detector import Detections
 from streamdeblur.detect.draw import PALETTE, Label, code_values, draw_frame, draw_rgb, frame_to_rgb, labels
 from streamdeblur.frames import ColorSpec, Frame, FrameSpec
@@ -105,6 +107,22 @@ def test_labels_tell_name_score_and_track() -> None:
     assert [x.text for x in labels(found)] == ["b 0.50", "a 0.25"]
     tracked = labels(found, [12, None])
     assert [(x.text, x.color) for x in tracked] == [("#12 b 0.50", 12), ("a 0.25", 0)]
+
+
+def test_colours_are_converted_once_for_all_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = []
+    convert = module.rgb_correction_to_planes
+
+    def counted(delta: Any, color: ColorSpec) -> Any:
+        converted.append(color)
+        return convert(delta, color)
+
+    monkeypatch.setattr(module, "rgb_correction_to_planes", counted)
+    color = ColorSpec("yuv", "bt2020", True, 14, (1, 0))  # of no other test
+    many = [Label((10.0 + n, 20.0, 60.0 + n, 70.0), f"#{n} car", n) for n in range(20)]
+    for _ in range(3):
+        draw_frame(frame(color), many)
+    assert 0 < len(converted) <= 2 * len(PALETTE) + 1  # outlines, the labels' backgrounds, and white
 
 
 def test_frame_to_rgb_clamps() -> None:
