@@ -122,7 +122,7 @@ class Replay:
             "name": "depot", "url": "rtsp://***@192.0.2.9/depot", "state": "waiting", "error": "connection refused",
             "fps_in": 0.0, "fps_out": 0.0, "step": STEPS[-1], "step_index": 2, "reconnects": 9, "frames": 0,
             "outputs": (),
-            **dict.fromkeys(("restored", "bypassed", "dropped", "failed", "late", "waiting"), 0),
+            **dict.fromkeys(("restored", "bypassed", "dropped", "failed", "late", "behind", "waiting"), 0),
         }  # fmt: skip
         return {
             "seconds": seconds, "device": "cpu", "model": MODEL, "steps": STEPS,
@@ -138,7 +138,8 @@ class Replay:
             "width": SIZE[0], "height": SIZE[1], "fps_in": rate, "fps_out": rate, "latency_p50_ms": latency * 0.92,
             "latency_p95_ms": latency, "frames": self.count, "restored": 0 if same else self.count,
             "bypassed": self.count if same else 0, "dropped": 0,
-            "failed": 0, "late": 0, "waiting": 0, "step": STEPS[-1 if same else 0], "step_index": 2 if same else 0,
+            "failed": 0, "late": 0, "behind": 0, "waiting": 0,
+            "step": STEPS[-1 if same else 0], "step_index": 2 if same else 0,
             "reused": None if same else 0.0, "reconnects": 0,
             "outputs": ({"target": f"hls:/srv/{s.name}", "state": "live"},),
             "detection": None if same or not s.looks else {"gain": None},

@@ -160,7 +160,7 @@ def _line(s: LiveSourceStatus) -> str:
         parts.append(f"latency {s.latency_p50_ms:.0f} ms (p95 {s.latency_p95_ms:.0f})")
     parts.append(f"{s.restored} restored, {s.bypassed} bypassed")
     parts += [
-        f"{n} {word}" for n, word in ((s.dropped, "dropped"), (s.late, "late"), (s.reconnects, "reconnects")) if n
+        f"{n} {word}" for n, word in ((s.dropped, _dropped(s)), (s.late, "late"), (s.reconnects, "reconnects")) if n
     ]
     parts += [f"{o.target} {o.state}" for o in s.outputs if o.state != "live"]
     parts += [f"{sink['name']} down" for sink in (s.detection or {}).get("sinks", ()) if sink["down"]]
@@ -176,7 +176,7 @@ def _sum(s: LiveSourceStatus) -> str:
     parts += [
         f"{n} {word}"
         for n, word in (
-            (s.dropped, "dropped"),
+            (s.dropped, _dropped(s)),
             (s.late, "late"),
             (s.failed, "failed"),
             (s.undecodable, "undecodable"),
@@ -192,6 +192,10 @@ def _sum(s: LiveSourceStatus) -> str:
     if s.ledger is not None:
         parts.append(f"ledger {s.ledger.path} ({s.ledger.lines} lines{_lost(s.ledger.lost)})")
     return ", ".join(parts)
+
+
+def _dropped(s: LiveSourceStatus) -> str:
+    return f"dropped ({s.behind} of them: encoding behind)" if s.behind else "dropped"
 
 
 def _lost(count: int) -> str:

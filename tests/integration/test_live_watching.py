@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 
 from streamdeblur.config import parse
+from streamdeblur.detect import Hook
 from streamdeblur.errors import StreamdeblurError, UsageError
+from streamdeblur.frames import Frame
 from streamdeblur.jobs.live import LiveJob, LiveOptions
 from tests.clips import write_numbered_clip
 from tests.integration.test_live import RATE, SIZE, engine, running, wait_for
@@ -142,3 +146,26 @@ def test_boxes_are_in_the_encoded_video(clip: Path, finder: Path, tmp_path: Path
     differs = np.abs(pictures[-1][rows].astype(int) - bare[-1][rows]) > 40
     assert differs[:, 4:12].any()  # the left side of the box
     assert not differs[:, 70:].any()
+
+
+def test_a_source_whose_frames_can_not_be_encoded_in_time_gives_room_and_says_so(
+    clip: Path, finder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slow(hook: Hook, frame: Frame, *_: object) -> Frame:
+        time.sleep(4 / RATE)
+        return frame
+
+    monkeypatch.setattr(Hook, "annotated", slow)
+    ledger = tmp_path / "ledger.jsonl"
+    with (
+        caplog.at_level(logging.INFO, "streamdeblur"),
+        running(
+            str(clip), loop=True, detect=f"{finder}:always", annotate=True, ledger=ledger, latency_ms=900, to="none"
+        ) as (job, _),
+    ):
+        wait_for(lambda: "camera: model to bypass (encoding behind)" in caplog.text, "room to be given")
+        (status,) = job.status().sources
+    assert 0 < status.behind <= status.dropped
+    assert status.latency_ms == 900
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert "encoding behind" in {line.get("reason") for line in lines if line.get("status") == "dropped"}

@@ -104,6 +104,9 @@ def preview(job: Job) -> Iterator[Preview]:
             yield made
 
 
+BEHIND = "[data-value=behind]"
+
+
 def opened(browser: Browser, preview: Preview, **options: Any) -> Page:
     page = browser.page(**options)
     page.goto(preview.url)
@@ -217,6 +220,23 @@ def test_states_are_told_in_words(browser: Browser, preview: Preview, job: Job) 
     assert page.js(f"{of('gate', '.rungs')}.querySelectorAll('.on').length") == 1
     job.changes["gate"] = {}
     page.wait(f"{of('gate', '.state span')}.textContent === 'live'")
+    assert page.errors == []
+
+
+def test_deadlines_and_what_encoding_had_no_time_for_are_shown(browser: Browser, preview: Preview, job: Job) -> None:
+    page = opened(browser, preview, size=(1400, 900))
+    assert page.js("document.querySelector('[data-job=deadline]').textContent") == "500 ms"
+    assert "alarm" not in page.js(f"{of('gate', '[data-value=p95]')}.className")
+    job.changes["gate"] = {"latency_ms": 150.0, "behind": 0}
+    job.changes["yard"] = {"latency_ms": 900.0, "latency_p95_ms": 620.0, "behind": 1234}
+    page.wait(f"{of('gate', '[data-value=deadline]')}.textContent === '150 ms'")
+    page.wait(f"{of('yard', '[data-value=deadline]')}.textContent === '900 ms'")
+    assert page.js("document.querySelector('[data-job=deadline]').textContent") == "150–900 ms"
+    assert "alarm" in page.js(f"{of('gate', '[data-value=p95]')}.className")
+    assert "alarm" not in page.js(f"{of('yard', '[data-value=p95]')}.className")
+    behind = page.js(f"['gate', 'yard'].map(s => document.querySelector(`[data-source=${{s}}] {BEHIND}`).textContent)")
+    assert behind == ["0", "1\u202f234 dropped"]
+    job.changes.clear()
     assert page.errors == []
 
 

@@ -78,8 +78,8 @@ def _watch(stuck: Stuck) -> LiveWatch:
 
 def test_a_chain_that_stands_still_keeps_few_frames_and_accounts_for_all() -> None:
     with stuck_chain() as (chain, books, stuck):
-        for n in range(1, 5000):
-            chain.put(entry(n))
+        assert [chain.put(entry(n)) for n in range(1, 5000)] == [True] * 12 + [False] * 4987
+        assert chain.behind == 4987
         assert sum(isinstance(i, Entry) for i in chain._queue) == 12
         assert len(chain._queue) <= 512
         stuck.go.set()
@@ -101,6 +101,8 @@ def test_frames_that_were_left_out_before_are_bounded_too() -> None:
     with stuck_chain() as (chain, books, stuck):
         for n in range(1, 3000):
             chain.put(entry(n, "passed" if n % 400 == 0 else "dropped"))
+        # Those that were dropped before are none of the chain's; of 400, 800, … it had to let go.
+        assert chain.behind == 7 - sum(isinstance(i, Entry) for i in chain._queue) > 0
         assert len(chain._queue) <= 512
         stuck.go.set()
     assert sum(books.counts.values()) == 3000

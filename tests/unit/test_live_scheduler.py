@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -72,6 +73,8 @@ class World:
     steps: tuple[str, ...] = STEPS
     settings: LadderSettings = field(default_factory=LadderSettings)
     alive: dict[str, bool] = field(default_factory=dict)
+    #: Whether encoding has no time for a frame of a source that stands on a step.
+    behind: Callable[[str, int], bool] = lambda name, step: False
 
     def __post_init__(self) -> None:
         self.device = Device(self.cost, self.workers)
@@ -84,8 +87,9 @@ class World:
         self.history: list[tuple[float, str, int]] = []
         for n, (name, fps) in enumerate(self.fps.items()):
 
-            def emit(entry: Entry, name: str = name) -> None:
+            def emit(entry: Entry, name: str = name) -> bool:
                 self.left[name].append((self.now, entry))
+                return not self.behind(name, self.step(name))
 
             self.lanes[name] = self.scheduler.add(name, self.latency, self.bound, self.late, WholeFrames(), emit)  # type: ignore[arg-type]
             self.next[name] = n * 0.37 / fps
@@ -331,3 +335,35 @@ def test_frames_that_come_in_a_burst_after_a_pause_are_restored_too() -> None:
     world.run(0.5)
     burst = [e for _, e in world.left["a"] if e.arrived.arrival < world.now - 1.3 and e.arrived.frame.index >= 125]
     assert [e.fate for e in burst][:5].count("restored") >= 3
+
+
+def one_in(n: int, when: Callable[[str, int], bool]) -> Callable[[str, int], bool]:
+    """Encoding has no time for one frame in n where that is so."""
+    count = itertools.count(1)
+    return lambda name, step: when(name, step) and next(count) % n == 0
+
+
+def test_a_source_whose_frames_can_not_be_encoded_gives_room() -> None:
+    # restoring leaves the cores too little time on the first two steps; the device itself has plenty
+    world = World(costs(0.010, 0.008, 0.004, 0.0), {"gate": 25.0}, behind=one_in(4, lambda _, step: step < 2))
+    world.run(60)
+    assert world.step("gate") == 2
+    assert world.moves("gate") < 16  # it tries the step above ever less often
+
+
+def test_a_neighbour_gives_room_to_a_source_on_bypass() -> None:
+    world = World(costs(0.010, 0.0), {"gate": 25.0, "yard": 25.0}, steps=("model", "bypass"))
+    world.scheduler.ladder.pin("yard", 1)
+    world.run(5)
+    assert world.step("gate") == 0
+    world.behind = one_in(4, lambda name, _: name == "yard" and world.step("gate") == 0)
+    world.run(5)
+    assert world.step("gate") == 1
+
+
+def test_a_frame_that_can_not_be_encoded_now_and_then_moves_nothing() -> None:
+    world = World(costs(0.010, 0.0), {"gate": 25.0}, steps=("model", "bypass"))
+    world.run(5)
+    world.behind = one_in(40, lambda _, step: step == 0)
+    world.run(60)
+    assert (world.step("gate"), world.moves("gate")) == (0, 1)

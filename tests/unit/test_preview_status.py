@@ -93,6 +93,8 @@ def test_metrics_are_what_an_independent_reader_takes_them_for() -> None:
 
     assert value("frames", "frames_total", source="gate", fate="restored") == 980
     assert value("frames", "frames_total", source="gate", fate="dropped") == 5
+    assert value("encoding_behind_frames", "encoding_behind_frames_total", source="gate") == 4
+    assert value("source_latency_limit_seconds", source="gate") == pytest.approx(0.5)
     assert value("reconnects", "reconnects_total", source=nasty) == 3
     assert value("latency_seconds", source="gate", quantile="0.95") == pytest.approx(0.18)
     assert value("source_up", source="gate") == 1

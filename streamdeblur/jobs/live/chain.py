@@ -90,15 +90,18 @@ class Chain:
         self._blocked_until = 0.0
         self.latency = Meter()
         self.late = 0
+        #: Frames that were left out because those before them were not done.
+        self.behind = 0
         #: Mean seconds from leaving the line to the outputs' queues: the line lets frames go that much earlier.
         self.work = 0.0
         self.error: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"chain-{name}", daemon=True)
         self._thread.start()
 
-    def put(self, entry: Entry) -> None:
-        """Hand over a frame that leaves the line; returns at once."""
+    def put(self, entry: Entry) -> bool:
+        """Hand over a frame that leaves the line; returns at once. False where one had to be left out for that."""
         with self._changed:
+            before = self.behind
             self.late += entry.missed
             if entry.fate == "dropped":
                 self._queue.append(_gone(entry))
@@ -110,6 +113,7 @@ class Chain:
             if len(self._queue) > _UNBOOKED:
                 self._shorten()
             self._changed.notify()
+            return self.behind == before
 
     def _leave_out(self, reason: str) -> None:
         """The oldest frame that waits. With the lock held."""
@@ -118,13 +122,16 @@ class Chain:
                 old.fate, old.reason = "dropped", reason
                 self._queue[n] = _gone(old)
                 self._waiting -= 1
+                self.behind += 1
                 return
 
     def _shorten(self) -> None:
         """Two items at the head become one: of frames that wait to be booked for so long only the number is kept. With
         the lock held."""
         items = [self._queue.popleft() for _ in range(2)]
-        self._waiting -= sum(isinstance(i, Entry) for i in items)
+        left_out = sum(isinstance(i, Entry) for i in items)
+        self._waiting -= left_out
+        self.behind += left_out
         first = items[0].first if isinstance(items[0], LedgerGap) else _record_of(items[0]).index
         count = sum(i.frames if isinstance(i, LedgerGap) else 1 for i in items)
         self._queue.appendleft(LedgerGap(first, {"dropped": count}))

@@ -156,6 +156,10 @@ class LiveJob:
             self._preview.close()
         self._pool.close(abort=True)
 
+    def _shares_cores(self) -> bool:
+        """Whether restoration takes time from the cores that encode, so that less of it helps where encoding is behind."""
+        return not self._engine.device.startswith("cuda") and self.options.ray in (None, "local", "")
+
     def _make_pool(self) -> Pool:
         o, engine = self.options, self._engine
         if o.workers is None and o.ray is None:
@@ -217,7 +221,8 @@ class LiveJob:
         chain = Chain(name, o, self._engine.steps, publishers, treatment, ledger, lambda: self._taps, watch)
         latency = o.latency_ms / 1000
         late: Literal["passed", "dropped"] = "dropped" if o.late == "drop" else "passed"
-        lane = self._scheduler.add(name, latency * (1 - _MARGIN), o.queue, late, treatment, chain.put)
+        emit = chain.put if self._shares_cores() else lambda entry: chain.put(entry) or True
+        lane = self._scheduler.add(name, latency * (1 - _MARGIN), o.queue, late, treatment, emit)
         if not source.restore:
             self.ladder.pin(name, self.ladder.bypass)
         stream = _Stream(name, latency, lane, chain, watch)
@@ -299,6 +304,7 @@ class LiveJob:
             codec=st.codec,
             width=st.size[0] if st.size else None,
             height=st.size[1] if st.size else None,
+            latency_ms=round(s.latency * 1000, 3),
             fps_in=round(s.arrivals.rate(now), 2),
             fps_out=round(chain.latency.rate(now), 2),
             latency_p50_ms=None if p50 is None else round(p50 * 1000, 1),
@@ -309,6 +315,7 @@ class LiveJob:
             dropped=counts["dropped"],
             failed=s.lane.failures,
             late=chain.late,
+            behind=chain.behind,
             undecodable=st.undecodable,
             waiting=s.lane.line.waiting,
             step=self.ladder.steps[step],

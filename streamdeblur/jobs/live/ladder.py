@@ -9,7 +9,9 @@ The law, for one device shared by all sources:
 - Down: when frames of a source came too late (a share of its last frames, not a single one), or when the load is
   above 1. One source at a time, the one with the greatest load among those in trouble, to the next step that is known
   to fit or whose cost is not known; then the effect is awaited.
-- Up: one step, when no frame came late for a while and the load with that step is below ``room``. The gap between
+- Down, too, when frames were left out behind the ladder because encoding could not keep up: where restoration takes the
+  same cores, less of it gives room to that. Any source's frames count, those of sources on bypass as well.
+- Up: one step, when no frame came late or was left out for a while and the load with that step is below ``room``. The gap between
   ``room`` and 1 is the hysteresis, and a step up that had to be taken back doubles the time until the next.
 - A step above whose cost is not known, or was measured long ago, is *probed*: some frames are restored with it, one
   after the other, and timed. What does not fit is probed ever less often.
@@ -71,6 +73,7 @@ class _Climber:
     interval: float | None = None
     arrival: float | None = None
     late: deque[bool] = field(default_factory=deque)
+    left_out: deque[float] = field(default_factory=deque)  # when frames were left out behind the ladder
     last_late: float = -math.inf
     moved: float = -math.inf
     went_up: float = -math.inf
@@ -104,6 +107,7 @@ class Ladder:
         #: That share the load; may change while it runs.
         self.workers = workers
         self._disturbed = -math.inf
+        self._behind = -math.inf  # when a frame was last left out behind the ladder
         self._climbers: dict[str, _Climber] = {}
 
     @property
@@ -187,13 +191,23 @@ class Ladder:
     def delivered(self, source: str, *, late: bool, now: float) -> None:
         """A frame that was to be restored left, in time or too late for it."""
         c = self._climbers[source]
-        if late and (now < self._disturbed or any(o.probing is not None for o in self._climbers.values())):
+        if late and self._is_disturbed(now):
             return
         c.late.append(late)
         while len(c.late) > self._settings.window:
             c.late.popleft()
         if late:
             c.last_late = now
+
+    def behind(self, source: str, now: float) -> None:
+        """A frame of a source, restored or not, was left out because the cores had no time to encode it."""
+        if self._is_disturbed(now):
+            return
+        self._behind = now
+        frames = self._climbers[source].left_out
+        frames.append(now)
+        while len(frames) > self._settings.window:
+            frames.popleft()
 
     # --- what follows ------------------------------------------------------------------------------------------------
 
@@ -232,19 +246,17 @@ class Ladder:
         movable = {n: c for n, c in self._climbers.items() if c.pinned is None and c.step < self.bypass}
         if not movable or any(now - c.moved < s.settle for c in movable.values() if c.went_up < c.moved):
             return None
-        troubled = {n: c for n, c in movable.items() if self._is_late(c)}
-        reason = "late"
-        if not troubled and self.load(now) > 1.0:
-            troubled, reason = movable, "overloaded"
-        if not troubled:
+        if any(self._is_late(c) for c in movable.values()):
+            reason = "late"
+        elif any(self._is_behind(c, now) for c in self._climbers.values()):
+            reason = "encoding behind"
+        elif self.load(now) > 1.0:
+            reason = "overloaded"
+        else:
             return None
-        if reason == "late" and len(movable) > len(troubled):
-            # The cause may be a neighbour: the greatest load steps down, whoever suffers.
-            troubled = movable
-        name = max(
-            troubled, key=lambda n: (self._load(troubled[n], troubled[n].step, now) or 0.0, -troubled[n].step, n)
-        )
-        c = troubled[name]
+        # The cause may be a neighbour: the greatest load steps down, whoever suffers.
+        name = max(movable, key=lambda n: (self._load(movable[n], movable[n].step, now) or 0.0, -movable[n].step, n))
+        c = movable[name]
         target = c.step + 1
         while target < self.bypass and c.cost(target) is not None and self._total(c, target, now) > 1.0:
             target += 1
@@ -256,6 +268,7 @@ class Ladder:
         c.step, c.moved = target, now
         for other in self._climbers.values():
             other.late.clear()  # what was late was so under the old load
+            other.left_out.clear()
         return move
 
     def _up(self, now: float) -> Move | None:
@@ -263,7 +276,7 @@ class Ladder:
         best: tuple[tuple[int, float, str], str] | None = None
         quiet = all(now - c.last_late >= c.hold for c in self._climbers.values())
         for name, c in self._climbers.items():
-            if c.pinned is not None or c.step == 0 or not quiet or now - c.moved < c.hold:
+            if c.pinned is not None or c.step == 0 or not quiet or now - max(c.moved, self._behind) < c.hold:
                 continue
             if c.cost(c.step - 1) is None or self._interval(c, now) is None:
                 continue
@@ -283,6 +296,17 @@ class Ladder:
     def _is_late(self, c: _Climber) -> bool:
         late = sum(c.late)
         return late >= 2 and late > self._settings.late_share * max(len(c.late), self._settings.window // 2)
+
+    def _is_behind(self, c: _Climber, now: float) -> bool:
+        interval, s = self._interval(c, now), self._settings
+        if interval is None:
+            return False
+        lately = sum(now - t <= s.window * interval for t in c.left_out)
+        return lately >= 2 and lately > s.late_share * s.window
+
+    def _is_disturbed(self, now: float) -> bool:
+        """Whether a probe is, or was a moment ago, the cause of what comes too late."""
+        return now < self._disturbed or any(o.probing is not None for o in self._climbers.values())
 
     def _blank(self) -> _Climber:
         samples: list[deque[float]] = [deque(maxlen=_FRAMES) for _ in self.steps]

@@ -27,12 +27,13 @@ _JUDGE = 0.1
 
 @dataclass(slots=True)
 class Lane:
-    """One source. emit: takes the frames that leave, in order. failures: frames that a worker could not restore."""
+    """One source. emit: takes the frames that leave, in order; False where one was left out for that, because the cores
+    that restore had no time for what follows. failures: frames that a worker could not restore."""
 
     name: str
     line: Line
     treatment: Treatment
-    emit: Callable[[Entry], None]
+    emit: Callable[[Entry], bool]
     spec: FrameSpec | None = None
     probing: bool = False
     failures: int = 0
@@ -72,9 +73,9 @@ class Scheduler:
         bound: int,
         late: Literal["passed", "dropped"],
         treatment: Treatment,
-        emit: Callable[[Entry], None],
+        emit: Callable[[Entry], bool],
     ) -> Lane:
-        """A source joins. latency, bound, late: see ``Line``."""
+        """A source joins. latency, bound, late: see ``Line``; emit: see ``Lane``."""
         lane = Lane(name, Line(latency, bound, late), treatment, emit)
         self._lanes.by_name[name] = lane
         self.ladder.add(name)
@@ -187,7 +188,8 @@ class Scheduler:
             self.ladder.delivered(lane.name, late=True, now=now)
         elif entry.fate == "restored":
             self.ladder.delivered(lane.name, late=False, now=now)
-        lane.emit(entry)
+        if not lane.emit(entry):
+            self.ladder.behind(lane.name, now)
 
     def _at_work(self, entry: Entry) -> bool:
         return any(t.entry is entry for t in self._tickets.values())

@@ -25,9 +25,10 @@ _SAMPLES = 4096
 class LiveSourceStatus:
     """One source.
 
-    state: starting, connecting, live, waiting, ended, gave up, stopped. fps_in, fps_out: over the last seconds.
-    latency_*_ms: from arrival to output, over the last seconds. restored, bypassed, dropped, failed: frames since the
-    start. late: of those bypassed or dropped, the ones that were to be restored. step: name of the ladder's step, best
+    state: starting, connecting, live, waiting, ended, gave up, stopped. latency_ms: its deadline. fps_in, fps_out: over
+    the last seconds. latency_p*_ms: from arrival to output, over the last seconds. restored, bypassed, dropped, failed:
+    frames since the start. late: of those bypassed or dropped, the ones that were to be restored. behind: of those
+    dropped, the ones that encoding had no time for. step: name of the ladder's step, best
     is 0. restore_ms: device time of a frame on it; costs_ms: on every step, None where it was not measured. reused:
     share of tiles whose correction was reused, None without reuse. detection: ``detect.HookStats``, None without a
     detector. ledger: None without a file.
@@ -39,6 +40,7 @@ class LiveSourceStatus:
     codec: str | None
     width: int | None
     height: int | None
+    latency_ms: float
     fps_in: float
     fps_out: float
     latency_p50_ms: float | None
@@ -49,6 +51,7 @@ class LiveSourceStatus:
     dropped: int
     failed: int
     late: int
+    behind: int
     undecodable: int
     waiting: int
     step: str

@@ -16,12 +16,14 @@ _Labels = tuple[tuple[str, str], ...]
 _SOURCE_COUNTERS = (
     ("frames", "arrived_frames_total", "Frames that arrived."),
     ("late", "late_frames_total", "Frames that could not be restored in time."),
+    ("behind", "encoding_behind_frames_total", "Frames dropped because encoding could not keep up."),
     ("failed", "failed_frames_total", "Frames that could not be restored because of an error."),
     ("undecodable", "undecodable_total", "Packets and frames that a decoder refused."),
     ("reconnects", "reconnects_total", "Times the source was opened again."),
     ("restarts", "source_restarts_total", "Times the reading process was killed and started again."),
 )
 _SOURCE_GAUGES = (
+    ("latency_ms", "source_latency_limit_seconds", 1e-3, "The deadline of a frame of this source."),
     ("waiting", "waiting_frames", 1.0, "Frames that wait to be restored."),
     ("step_index", "ladder_step", 1.0, "Step of the ladder, 0 is the best."),
     ("restore_ms", "restore_seconds", 1e-3, "Device time for a frame on this step."),

@@ -168,10 +168,14 @@ export class Card {
     amount(v.fps, s.fps_out == null ? "–" : s.fps_out.toFixed(1), "out");
     set(v.fps_in, s.fps_in == null ? "" : `${s.fps_in.toFixed(1)} in`);
     amount(v.p95, whole(s.latency_p95_ms), "ms");
-    v.p95.classList.toggle("alarm", s.latency_p95_ms > job.latency_ms);
+    const deadline = s.latency_ms ?? job.latency_ms;
+    v.p95.classList.toggle("alarm", s.latency_p95_ms > deadline);
+    set(v.deadline, deadline == null ? "–" : `${whole(deadline)} ms`);
     set(v.p50, s.latency_p50_ms == null ? "" : `p50 ${whole(s.latency_p50_ms)} ms`);
     set(v.dropped, whole(s.dropped));
     v.dropped.classList.toggle("alarm", s.dropped > 0);
+    set(v.behind, s.behind ? `${whole(s.behind)} dropped` : whole(s.behind));
+    v.behind.classList.toggle("alarm", s.behind > 0);
     set(v.late, `${whole(s.late)} late, ${whole(s.failed)} failed`);
     set(v.step, s.step ?? "–");
     v.step.title = s.step ?? "";
@@ -189,7 +193,7 @@ export class Card {
     this.drawGain(s.detection);
     this.latencies.push(s.latency_p95_ms);
     if (this.latencies.length > SAMPLES) this.latencies.shift();
-    this.drawCurve(job.latency_ms);
+    this.drawCurve(deadline);
   }
 
   cover() {

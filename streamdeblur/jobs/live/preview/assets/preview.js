@@ -17,6 +17,12 @@ function time(seconds) {
   return `${days ? `${days} d ` : ""}${two(Math.floor(s / 3600) % 24)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`;
 }
 
+function deadlines(status) { // that of all sources, or from the shortest to the longest
+  const all = (status.sources ?? []).map(s => s.latency_ms ?? status.latency_ms).filter(d => d != null);
+  const ends = [...new Set(all.length ? [Math.min(...all), Math.max(...all)] : [status.latency_ms])];
+  return ends[0] == null ? "–" : `${ends.map(Math.round).join("–")} ms`;
+}
+
 function watch() {
   link?.watch(document.hidden ? [] : [...cards.values()].filter(c => c.visible).map(c => c.name));
 }
@@ -57,7 +63,7 @@ function told(status) {
   job.device.title = job.device.textContent;
   set(job.load, status.load == null ? "–" : `${Math.round(status.load * 100)} %`);
   job.load.classList.toggle("alarm", status.load > 1);
-  set(job.deadline, status.latency_ms == null ? "–" : `${Math.round(status.latency_ms)} ms`);
+  set(job.deadline, deadlines(status));
   set(job.memory, bytes(status.memory_mb));
   set(job.gpu, status.gpu_mb == null ? "none" : bytes(status.gpu_mb));
   set(job.running, time(status.seconds));
