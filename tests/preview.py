@@ -41,11 +41,12 @@ def pair(index: int, size: tuple[int, int] = (320, 192)) -> tuple[Frame, Frame]:
 
 
 def source_status(name: str, **changes: Any) -> dict[str, Any]:
-    """One source of a status, all keys as ``LiveSourceStatus`` has them."""
+    """One source of a status, keys as ``LiveSourceStatus`` has them."""
     return {
         "name": name, "url": f"rtsp://192.0.2.7/{name}", "state": "live", "codec": "h264", "width": 320, "height": 192,
-        "fps_in": 25.0, "fps_out": 25.0, "latency_ms": 500.0, "latency_p50_ms": 110.0, "latency_p95_ms": 180.0, "frames": 1000,
-        "restored": 980, "bypassed": 15, "dropped": 5, "failed": 1, "late": 7, "behind": 4, "undecodable": 2, "waiting": 1,
+        "fps_in": 25.0, "fps_out": 25.0, "latency_ms": 500.0, "latency_p50_ms": 110.0, "latency_p95_ms": 180.0,
+        "frames": 1000, "restored": 980, "bypassed": 15, "dropped": 5, "failed": 1, "late": 7, "behind": 4,
+        "undecodable": 2, "waiting": 1,
         "step": STEPS[0], "step_index": 0, "restore_ms": 31.5, "reused": 0.42, "reconnects": 3, "restarts": 1,
         "error": None,
         "outputs": [{

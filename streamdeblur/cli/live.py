@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import threading
+from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,8 @@ def _line(s: LiveSourceStatus) -> str:
         f"{n} {word}" for n, word in ((s.dropped, _dropped(s)), (s.late, "late"), (s.reconnects, "reconnects")) if n
     ]
     parts += [f"{o.target} {o.state}" for o in s.outputs if o.state != "live"]
+    if s.detection is not None and s.detection["stuck"]:
+        parts.append(f"detector: {s.detection['error']}")
     parts += [f"{sink['name']} down" for sink in (s.detection or {}).get("sinks", ()) if sink["down"]]
     if s.ledger is not None and s.ledger.error is not None:
         parts.append(f"ledger: {s.ledger.error}")
@@ -187,6 +190,8 @@ def _sum(s: LiveSourceStatus) -> str:
     for o in s.outputs:
         lost = f", {o.dropped} packets lost" if o.dropped else ""
         parts.append(f"{o.target} ({o.packets} packets{lost}{f', {o.segments} files' if o.segments else ''})")
+    if s.detection is not None:
+        parts.append(_looked(s.detection))
     for sink in (s.detection or {}).get("sinks", ()):
         parts.append(f"{sink['name']} ({sink['sent']} records{_lost(sink['dropped'])})")
     if s.ledger is not None:
@@ -196,6 +201,17 @@ def _sum(s: LiveSourceStatus) -> str:
 
 def _dropped(s: LiveSourceStatus) -> str:
     return f"dropped ({s.behind} of them: encoding behind)" if s.behind else "dropped"
+
+
+def _looked(detection: Mapping[str, Any]) -> str:
+    """What the detector did, in a word for each that happened."""
+    words = [f"{detection['looked']} frames"]
+    for key, word in (("dropped", "not looked at"), ("errors", "failed")):
+        if detection[key]:
+            words.append(f"{detection[key]} {word}")
+    if detection["stuck"]:
+        words.append(detection["error"])
+    return f"detector ({', '.join(words)})"
 
 
 def _lost(count: int) -> str:

@@ -58,7 +58,7 @@ class FactoryWord:
             factory = getattr(_imported(self.module), self.name, None)
         except StreamdeblurError:
             raise
-        except Exception as e:  # whatever the module does when it is imported
+        except (Exception, SystemExit) as e:  # whatever the module does when it is imported
             raise UsageError(
                 f"{what} {self.word} can't be imported: {type(e).__name__}: {e}", "see that it imports by itself"
             ) from e
@@ -70,7 +70,7 @@ class FactoryWord:
             made = factory()
         except StreamdeblurError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             raise UsageError(
                 f"{what} {self.word} failed to build: {type(e).__name__}: {e}", "call its factory by hand"
             ) from e

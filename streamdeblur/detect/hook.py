@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 _WAITING, _WAITING_LIVE = 4, 1
 #: Seconds that a job without loss waits for a detector that does not come back, before it goes on without.
 _PATIENCE = 60.0
+#: Seconds without an answer after which a live job tells that its detector hangs.
+_SILENCE = 5.0
+#: A live detector is told to be too slow when this share of the frames was left out over so many answers.
+_UNSEEN_SHARE, _ANSWERS = 0.1, 24
 #: Seconds at most for a sink's last records, where it is down and where it is not.
 _DOWN, _DELIVERY = 2.0, 30.0
 #: Detector times that percentiles are taken of.
@@ -45,7 +49,8 @@ _STALE, _KEPT = 12, 32
 @dataclass(frozen=True, slots=True)
 class HookStats:
     """looked: frames that the detector was run on. skipped: left out on purpose (every Nth, not blurred enough).
-    dropped: left out because the detector was busy. errors: frames on which it failed; error: the last one's words.
+    dropped: left out because the detector was busy. errors: frames on which it failed; error: the last one's words, or
+    that it gives no answer. stuck: whether it has given none for some seconds, and gives none now.
     p50_ms, p95_ms: the detector on one frame. objects: found on the last frame. gain: with ``both`` only."""
 
     looked: int
@@ -53,6 +58,7 @@ class HookStats:
     dropped: int
     errors: int
     error: str | None
+    stuck: bool
     p50_ms: float | None
     p95_ms: float | None
     objects: int
@@ -105,9 +111,9 @@ class Hook:
     display, in degrees counterclockwise (``StreamInfo.rotation``): the detector sees the picture upright, and boxes are
     turned back to the coded frame.
 
-    ``offer`` raises nothing and, without ``lossless``, never waits: a detector that fails or sleeps and a sink that is
-    down are counted, told once for each kind of error, and shown by ``stats``. With ``lossless`` it waits for a
-    detector that does not come back for 60 s, once.
+    ``offer`` raises nothing and, without ``lossless``, never waits: a detector that fails (whatever it raises), hangs
+    or is too slow, and a sink that is down, are counted, told once for each kind of error, and shown by ``stats``; that
+    a detector is back is told too. With ``lossless`` it waits for one that does not come back for 60 s, once.
     Raises UsageError, WeightsError, DeviceError, OutputError from its constructor. All methods are thread-safe.
     """
 
@@ -148,6 +154,10 @@ class Hook:
         self._looked = self._skipped = self._dropped = self._errors = 0
         self._error: str | None = None
         self._told: set[str] = set()
+        self._asked_at: float | None = None  # when the detector was given the frame that it looks at
+        self._silence = _SILENCE
+        self._hangs = self._slow = False  # told
+        self._answers = self._unseen = 0  # since its pace was judged; frames dropped until then
         self._times: deque[float] = deque(maxlen=_TIMES)
         self._kept: deque[Look] = deque(maxlen=_KEPT)
         self._gain: Gain | None = None
@@ -176,6 +186,7 @@ class Hook:
         offer = _Offer(before, after, now if arrived is None else arrived, wall or datetime.now(UTC), ticket)
         left_out: list[_Offer] = []
         with self._changed:
+            words = self._judge_silence(now)
             if self._closing:
                 self._dropped += 1
                 left_out.append(offer)
@@ -189,9 +200,26 @@ class Hook:
                     left_out.append(self._queue.popleft())
                 self._queue.append(offer)
                 self._changed.notify_all()
+        if words is not None:
+            log.warning("%s", words)
         for one in left_out:
             one.ticket._settle(None)
         return ticket
+
+    def _judge_silence(self, now: float) -> str | None:
+        """What is to be told of a live detector that does not come back. With the lock held."""
+        silent = self._silent(now)
+        if silent is None or self._hangs or self._lossless:
+            return None
+        self._hangs = True
+        return f"the detector of {self._source} has given no answer for {silent:.0f} s; the job goes on without"
+
+    def _silent(self, now: float) -> float | None:
+        """Seconds for which the detector has given no answer, where that is too long. With the lock held."""
+        if self._asked_at is None:
+            return None
+        silent = now - self._asked_at
+        return silent if (self._stuck if self._lossless else silent >= self._silence) else None
 
     def _wait_for_room(self) -> None:
         """With the lock held."""
@@ -238,11 +266,16 @@ class Hook:
 
     def stats(self) -> HookStats:
         """A snapshot."""
+        now = time.monotonic()
         with self._changed:
+            words, silent = self._judge_silence(now), self._silent(now)
+            error = self._error if silent is None else f"no answer for {silent:.0f} s"
             times = sorted(self._times)
             p50, p95 = (_percentile(times, p) for p in (0.5, 0.95))
-            values = (self._looked, self._skipped, self._dropped, self._errors, self._error, p50, p95)
+            values = (self._looked, self._skipped, self._dropped, self._errors, error, silent is not None, p50, p95)
             objects, gain = len(self._kept[-1].objects) if self._kept else 0, self._gain
+        if words is not None:
+            log.warning("%s", words)
         return HookStats(*values, objects, gain, tuple(s.stats() for s in self._sinks))
 
     def close(self, timeout: float = 10.0) -> None:
@@ -283,21 +316,59 @@ class Hook:
                         return
                     self._changed.wait()
                 offer = self._queue.popleft()
+                self._asked_at = time.monotonic()
                 self._changed.notify_all()
             look: Look | None = None
             try:
                 look = self._look(offer)
-            except Exception as e:  # a detector is somebody else's code
+            except BaseException as e:  # a detector is somebody else's code; no signal is raised on this thread
                 self._failed(e)
             finally:
                 self._stuck = False
                 offer.ticket._settle(look)
+            self._answered()
             if look is not None:
                 record = look.as_dict()
                 for sink in self._sinks:
                     sink.send(record)
 
-    def _failed(self, e: Exception) -> None:
+    def _answered(self) -> None:
+        """Tell of a live detector that is back, or too slow."""
+        now = time.monotonic()
+        with self._changed:
+            assert self._asked_at is not None
+            seconds, self._asked_at = now - self._asked_at, None
+            back, self._hangs = self._hangs, False
+            words = None
+            if back:
+                self._silence = max(self._silence, 2 * seconds)  # one that always takes so long is told once
+                self._answers, self._unseen = 0, self._dropped
+                words = f"the detector of {self._source} is back after {seconds:.0f} s"
+            elif not self._lossless and not self._slow:
+                words = self._judge_pace()
+            if self._closing:
+                return
+        if words is not None:
+            log.warning("%s", words)
+
+    def _judge_pace(self) -> str | None:
+        """What is to be told of a live detector that is too slow for its stream. With the lock held."""
+        self._answers += 1
+        if self._answers < _ANSWERS:
+            return None
+        unseen, self._unseen = self._dropped - self._unseen, self._dropped
+        frames, self._answers = self._answers + unseen, 0
+        if unseen <= _UNSEEN_SHARE * frames:
+            return None
+        self._slow = True
+        p50 = _percentile(sorted(self._times), 0.5)
+        took = "" if p50 is None else f" ({p50:.0f} ms a frame)"
+        return (
+            f"the detector of {self._source} is too slow for the stream{took}: {unseen} of {frames} frames were not "
+            "looked at; --detect-every asks for fewer"
+        )
+
+    def _failed(self, e: BaseException) -> None:
         words = " ".join(str(e).split())[:200]
         log.debug("the detector failed", exc_info=True)
         with self._changed:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from streamdeblur.config import parse
-from streamdeblur.detect import Hook
+from streamdeblur.detect import Hook, hook
 from streamdeblur.errors import StreamdeblurError, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.jobs.live import LiveJob, LiveOptions
@@ -39,6 +39,22 @@ def always():
     built.append(1)
     assert len(built) == 1, "one network serves all sources"
     return lambda rgb: found(0.9)
+
+def rude():
+    def detect(rgb):
+        raise SystemExit("enough")
+
+    return detect
+
+def hangs():
+    import pathlib, time
+
+    def detect(rgb):
+        while not pathlib.Path(__file__).with_name("go").exists():
+            time.sleep(0.05)
+        return found(0.9)
+
+    return detect
 
 def bright():
     return lambda rgb: found(0.8 if rgb[2:14, 60:90].mean() > 4 else 0.4)  # black in the clips, until it is restored
@@ -169,3 +185,28 @@ def test_a_source_whose_frames_can_not_be_encoded_in_time_gives_room_and_says_so
     assert status.latency_ms == 900
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert "encoding behind" in {line.get("reason") for line in lines if line.get("status") == "dropped"}
+
+
+def test_a_detector_that_hangs_is_told_and_the_video_goes_on(
+    clip: Path, finder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hook, "_SILENCE", 0.5)
+    with running(str(clip), loop=True, detect=f"{finder}:hangs", annotate=True, to="none") as (job, seen):
+        stuck = wait_for(lambda: next((s for s in job.status().sources if s.detection["stuck"]), None), "a silence")
+        assert stuck.detection["error"].startswith("no answer for ")
+        assert "the detector of camera has given no answer for " in caplog.text
+        left = len(seen.frames)
+        wait_for(lambda: len(seen.frames) > left + 5, "frames that leave all the same")
+        (finder.with_name("go")).touch()
+        wait_for(lambda: "the detector of camera is back after " in caplog.text, "word that it is back")
+        wait_for(lambda: job.status().sources[0].detection["looked"], "findings")
+        assert job.status().sources[0].detection["error"] is None
+
+
+def test_a_detector_that_ends_its_thread_is_tried_again(
+    clip: Path, finder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(str(clip), detect=f"{finder}:rude", to="none") as (job, _):
+        wait_for(lambda: job.status().sources[0].detection["errors"] > 3, "several errors")
+    assert job.status().sources[0].detection["error"] == "SystemExit: enough"
+    assert caplog.text.count("the detector of camera failed: SystemExit: enough") == 1

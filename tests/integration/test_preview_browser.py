@@ -240,6 +240,21 @@ def test_deadlines_and_what_encoding_had_no_time_for_are_shown(browser: Browser,
     assert page.errors == []
 
 
+def test_what_ails_a_detector_is_told(browser: Browser, preview: Preview, job: Job) -> None:
+    page = opened(browser, preview, size=(1400, 900))
+    row = of("gate", "[data-value=detector]")
+    told = {"looked": 400, "dropped": 1310, "errors": 2, "error": "RuntimeError: out of memory", "stuck": False}
+    job.changes["gate"] = {"detection": told}
+    page.wait(f"{row}.textContent === '400 frames, 1\u202f310 not looked at, 2 failed'")
+    assert page.js(f"{row}.title") == "RuntimeError: out of memory"
+    job.changes["gate"] = {"detection": {**told, "stuck": True, "error": "no answer for 7 s"}}
+    page.wait(f"{row}.textContent === 'no answer for 7 s'")
+    assert "alarm" in page.js(f"{row}.className")
+    assert page.js(f"{of('yard', '[data-value=detector]')}.offsetHeight") == 0  # it has none
+    job.changes.clear()
+    assert page.errors == []
+
+
 def test_the_page_comes_back_with_the_server(browser: Browser, job: Job) -> None:
     first = Preview(job, PreviewOptions(preview=":0")).start()
     try:

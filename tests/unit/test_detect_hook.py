@@ -177,6 +177,111 @@ def test_a_detector_that_raises_is_counted_and_told_once_a_kind(caplog: pytest.L
     assert "returned a str" in told[1]
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_a_detector_that_ends_its_thread_is_an_error_like_any(
+    error: type[BaseException], lossless: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def leaves(rgb: npt.NDArray[np.uint8]) -> Detections:
+        if rgb[0, 0, 0] == 1:
+            raise error("enough")
+        return one(rgb)
+
+    h, kept = hook(leaves, lossless=lossless)
+    with caplog.at_level(logging.WARNING, "streamdeblur"), h:
+        for i, level in enumerate([1, 1, 100]):
+            h.offer(frame(i), frame(i, level)).result(WAIT)
+    assert [r["index"] for r in kept.records] == [2]
+    assert (h.stats().errors, h.stats().error) == (2, f"{error.__name__}: enough")
+    assert [r.getMessage() for r in caplog.records] == [
+        f"the detector of gate failed: {error.__name__}: enough; the job goes on without"
+    ]
+
+
+def test_a_live_detector_that_hangs_is_told_once_and_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_SILENCE", 0.05)
+    reached, free = threading.Event(), threading.Event()
+
+    def hangs(rgb: npt.NDArray[np.uint8]) -> Detections:
+        if rgb[0, 0, 0] == 1:
+            reached.set()
+            assert free.wait(WAIT)
+        return one(rgb)
+
+    h, kept = hook(hangs, lossless=False)
+    with caplog.at_level(logging.WARNING, "streamdeblur"), h:
+        first = h.offer(frame(0), frame(0, 1))
+        assert reached.wait(WAIT)
+        for i in itertools.count(1):
+            h.offer(frame(i), frame(i))
+            if h.stats().stuck:
+                break
+        error = h.stats().error
+        h.offer(frame(i + 1), frame(i + 1))
+        free.set()
+        assert first.result(WAIT) is not None
+        h.offer(frame(i + 2), frame(i + 2)).result(WAIT)
+    assert error is not None
+    assert error.startswith("no answer for ")
+    assert (h.stats().stuck, h.stats().error, h.stats().errors) == (False, None, 0)
+    told = [r.getMessage() for r in caplog.records]
+    assert len(told) == 2
+    assert told[0].startswith("the detector of gate has given no answer for ")
+    assert told[1].startswith("the detector of gate is back after ")
+    assert kept.records[-1]["index"] == i + 2
+
+
+def test_a_live_detector_that_hangs_is_told_where_no_frame_comes_any_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_SILENCE", 0.05)
+    free = threading.Event()
+    h, _ = hook(lambda rgb: free.wait(WAIT) and one(rgb), lossless=False)
+    with caplog.at_level(logging.WARNING, "streamdeblur"):
+        h.offer(frame(0), frame(0))
+        while not h.stats().stuck:
+            free.wait(0.01)
+        free.set()
+        h.close(WAIT)
+    assert "has given no answer" in caplog.records[0].getMessage()
+
+
+def test_a_live_detector_that_is_too_slow_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    step = threading.Semaphore(0)
+    busy = threading.Semaphore(0)
+
+    def slow(rgb: npt.NDArray[np.uint8]) -> Detections:
+        busy.release()
+        assert step.acquire(timeout=WAIT)
+        return one(rgb)
+
+    h, _ = hook(slow, lossless=False)
+    with caplog.at_level(logging.WARNING, "streamdeblur"):
+        for n in range(60):  # two frames come while it looks at one: one waits, one is dropped
+            if n == 0:
+                h.offer(frame(0), None)
+            assert busy.acquire(timeout=WAIT)
+            tickets = [h.offer(frame(2 * n + k), None) for k in (1, 2)]
+            assert tickets[0].settled
+            step.release()
+        step.release()
+        h.close(WAIT)
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert "is too slow for the stream (" in told
+    assert "24 of 48 frames were not looked at; --detect-every asks for fewer" in told
+    assert (h.stats().looked, h.stats().dropped) == (61, 60)
+
+
+def test_a_live_detector_that_keeps_up_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    h, _ = hook(one, lossless=False)
+    with caplog.at_level(logging.WARNING, "streamdeblur"), h:
+        for i in range(60):
+            h.offer(frame(i), None).result(WAIT)
+    assert not caplog.records
+
+
 def test_a_detector_that_never_comes_back_stops_a_file_job_once_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0.05)
     started, free = threading.Event(), threading.Event()
@@ -191,8 +296,10 @@ def test_a_detector_that_never_comes_back_stops_a_file_job_once_only(monkeypatch
     assert started.wait(WAIT)
     tickets += [h.offer(frame(i), frame(i)) for i in range(1, 50)]
     assert sum(t.settled for t in tickets) == 50 - 4 - 1  # four wait, one is being looked at
+    assert h.stats().stuck
     free.set()
     h.close(WAIT)
+    assert (h.stats().stuck, h.stats().error) == (False, None)
     assert h.stats().looked == 5
 
 

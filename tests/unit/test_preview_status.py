@@ -130,11 +130,16 @@ def test_no_series_comes_twice() -> None:
 
 def test_what_a_detector_did_is_told() -> None:
     detection = {
-        "looked": 40, "skipped": 2, "dropped": 3, "errors": 1, "p50_ms": 20.0, "p95_ms": 35.0, "objects": 4,
+        "looked": 40, "skipped": 2, "dropped": 3, "errors": 1, "error": None, "stuck": False,
+        "p50_ms": 20.0, "p95_ms": 35.0, "objects": 4,
         "gain": {"detections_before": 2.0, "detections_after": 3.0, "growth": 0.5},
     }  # fmt: skip
     text = Exposition().render(document(job_status(source_status("a", detection=detection)), ABOUT))
     assert 'streamdeblur_live_detector_frames_total{source="a",result="looked"} 40' in text
+    assert 'streamdeblur_live_detector_up{source="a"} 1' in text
+    detection["stuck"] = True
+    hangs = Exposition().render(document(job_status(source_status("a", detection=detection)), ABOUT))
+    assert 'streamdeblur_live_detector_up{source="a"} 0' in hangs
     assert 'streamdeblur_live_detections_per_frame{source="a",frames="after"} 3' in text
     assert 'streamdeblur_live_detection_gain_ratio{source="a"} 0.5' in text
 

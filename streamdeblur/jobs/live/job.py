@@ -157,7 +157,7 @@ class LiveJob:
         self._pool.close(abort=True)
 
     def _shares_cores(self) -> bool:
-        """Whether restoration takes time from the cores that encode, so that less of it helps where encoding is behind."""
+        """Whether restoration takes time from the cores that encode: then less of it helps where encoding is behind."""
         return not self._engine.device.startswith("cuda") and self.options.ray in (None, "local", "")
 
     def _make_pool(self) -> Pool:

@@ -11,8 +11,8 @@ The law, for one device shared by all sources:
   to fit or whose cost is not known; then the effect is awaited.
 - Down, too, when frames were left out behind the ladder because encoding could not keep up: where restoration takes the
   same cores, less of it gives room to that. Any source's frames count, those of sources on bypass as well.
-- Up: one step, when no frame came late or was left out for a while and the load with that step is below ``room``. The gap between
-  ``room`` and 1 is the hysteresis, and a step up that had to be taken back doubles the time until the next.
+- Up: one step, when no frame came late or was left out for a while and the load with that step is below ``room``. The
+  gap between ``room`` and 1 is the hysteresis, and a step up that had to be taken back doubles the time until the next.
 - A step above whose cost is not known, or was measured long ago, is *probed*: some frames are restored with it, one
   after the other, and timed. What does not fit is probed ever less often.
 

@@ -131,6 +131,10 @@ class Exposition:
     def _detection(self, sources: Iterable[Mapping[str, Any]]) -> None:
         named = [(s["detection"], {"source": str(s.get("name", ""))}) for s in sources if s.get("detection")]
         for d, labels in named:
+            stuck = d.get("stuck")
+            words = "Whether the detector answers."
+            self._gauge("detector_up", words, None if stuck is None else not stuck, labels)
+        for d, labels in named:
             for key, result in _DETECTOR:
                 given = {**labels, "result": result}
                 self._counter("detector_frames_total", "Frames by what the detector did.", d.get(key), given)

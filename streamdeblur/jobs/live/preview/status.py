@@ -111,7 +111,19 @@ STATUS_SCHEMA: dict[str, Any] = {
                             },
                         },
                     },
-                    "detection": {"description": "of the detector, where one runs", "type": ["object", "null"]},
+                    "detection": {
+                        "description": "of the detector, where one runs",
+                        "type": ["object", "null"],
+                        "properties": {
+                            "looked": {"description": "frames that it was run on", **_COUNT},
+                            "skipped": {"description": "left out on purpose", **_COUNT},
+                            "dropped": {"description": "left out because it was busy", **_COUNT},
+                            "errors": {"description": "frames on which it failed", **_COUNT},
+                            "error": {"description": "the last one, or that it gives no answer", **_TEXT},
+                            "stuck": {"description": "it has given no answer for some seconds", "type": "boolean"},
+                            "objects": {"description": "found on the last frame", **_COUNT},
+                        },
+                    },
                     "ledger": {
                         "description": "what is written of every frame; null without a file",
                         "type": ["object", "null"],

@@ -190,6 +190,7 @@ export class Card {
     set(v.source, `${s.url ?? ""}${size}`);
     v.source.title = s.url ?? "";
     this.drawOutputs(s.outputs ?? []);
+    this.drawDetector(s.detection);
     this.drawGain(s.detection);
     this.latencies.push(s.latency_p95_ms);
     if (this.latencies.length > SAMPLES) this.latencies.shift();
@@ -252,6 +253,15 @@ export class Card {
       set(row.lastElementChild, `${o.state}${lost}`);
       row.title = o.error && o.state !== "live" ? o.error : "";
     });
+  }
+
+  drawDetector(d) {
+    if (!d) return;
+    const words = [d.looked == null ? "" : `${whole(d.looked)} frames`, d.dropped ? `${whole(d.dropped)} not looked at` : "",
+      d.errors ? `${whole(d.errors)} failed` : ""];
+    set(this.values.detector, (d.stuck ? d.error : words.filter(Boolean).join(", ")) || "–");
+    this.values.detector.classList.toggle("alarm", Boolean(d.stuck || d.errors));
+    this.values.detector.title = d.error ?? "";
   }
 
   drawGain(detection) {
