@@ -93,6 +93,20 @@ def ask(
         connection.close()
 
 
+def post(preview: Preview, body: bytes, kind: str | None, **headers: str) -> int:
+    """The code that a form is answered with. headers: as for ``ask``."""
+    connection = http.client.HTTPConnection(urlsplit(preview.url).netloc, timeout=WAIT)
+    try:
+        connection.putrequest("POST", "/login")
+        given = {"Content-Length": str(len(body)), **({} if kind is None else {"Content-Type": kind})}
+        for name, value in {**given, **{n.replace("_", "-"): v for n, v in headers.items()}}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
 def number_in(image: bytes) -> int:
     return read_number(cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_GRAYSCALE))
 
@@ -377,6 +391,60 @@ def test_the_form_takes_the_token(guarded: Preview) -> None:
     assert ask(guarded, "/", Cookie=cookie_of(headers))[0] == 200
     assert ask(guarded, "/login", method="POST", body=f"token={TOKEN}", Origin="http://evil.example")[0] == 403
     assert ask(guarded, "/login", method="POST", body="token=" + "x" * 10_000)[0] == 413
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "code"),
+    [
+        ("multipart/form-data", b"{}", 400),
+        ("multipart/form-data; boundary=x", b"no boundary in it\r\n" * 9, 400),
+        ("multipart/form-data; boundary=" + "x" * 99, b"", 400),
+        ("application/json", b'{"token":', 400),
+        ("///;;;=", b"token=x", 400),
+        (None, b"token=x", 400),
+        (f"{FORM}; charset=none-such", b"token=%ff", 401),
+        (f"{FORM}; charset=utf-16", b"token=x", 401),
+        (FORM, b"token=\xff\xfe", 401),
+        (FORM, b"token=%ff%zz%ed%a0%80&;;==&&", 401),
+        (FORM, b"token[]=" + TOKEN.encode(), 401),
+        (FORM, b"token=" + b"x" * 10_000, 413),
+        (f"{FORM}; charset=none-such", f"token={TOKEN}".encode(), 303),
+    ],
+)
+def test_whatever_a_stranger_posts_is_answered_and_not_logged(
+    guarded: Preview, caplog: pytest.LogCaptureFixture, kind: str | None, body: bytes, code: int
+) -> None:
+    assert post(guarded, body, kind) == code
+    assert not caplog.records
+
+
+def test_a_form_that_is_damaged_or_never_arrives_is_answered_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    options = PreviewOptions(preview=":0", preview_token=TOKEN)  # type: ignore[arg-type]
+    with Preview(status, options, stall=0.2) as preview:
+        assert post(preview, b"no gzip at all", FORM, Content_Encoding="gzip") == 400
+        assert post(preview, b"token=", FORM, Content_Length="4000") == 408
+    assert not caplog.records
+
+
+def test_a_page_that_says_nonsense_is_answered_and_not_logged(page: Preview, caplog: pytest.LogCaptureFixture) -> None:
+    for key in ("A", "\xff\xff"):
+        answer = ask(
+            page, "/api/live", Upgrade="websocket", Connection="Upgrade", Sec_WebSocket_Version="13",
+            Sec_WebSocket_Key=key,
+        )  # fmt: skip
+        assert answer[0] == 400
+
+    async def nonsense(connection: Any) -> Any:
+        for text in ("[" * 60_000, "{", "null", '{"watch": [[1], "\\ud800"]}', '{"ack": ["gate", []]}'):
+            await connection.send_str(text)
+        await connection.send_json({"watch": ["gate"]})
+        return parts(await binary(connection))[0]["source"]
+
+    assert talk(page, nonsense) == "gate"
+    assert not caplog.records
 
 
 def test_a_connection_needs_the_token_too(guarded: Preview) -> None:

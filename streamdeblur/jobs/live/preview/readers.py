@@ -149,7 +149,10 @@ class Page:
         self._open: dict[str, tuple[int, float]] = {}  # what is not confirmed yet: number, when it was sent
 
     async def run(self) -> web.StreamResponse:
-        await asyncio.wait_for(self._socket.prepare(self._request), self._stall)
+        try:
+            await asyncio.wait_for(self._socket.prepare(self._request), self._stall)
+        except ValueError:  # a key that is none
+            raise web.HTTPBadRequest(reason="this is no handshake of a WebSocket") from None
         tasks = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._talk())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -177,7 +180,7 @@ class Page:
                 continue
             try:
                 said = json.loads(message.data)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if not isinstance(said, dict):
                 continue
