@@ -16,9 +16,8 @@ from rich.live import Live
 from rich.table import Table
 
 from streamdeblur.cli.console import make_console, set_up_logging
-from streamdeblur.cli.options import common, gather, model_options
+from streamdeblur.cli.options import common, gather, model_options, spare_stdout
 from streamdeblur.config import StrictModel
-from streamdeblur.errors import UsageError
 from streamdeblur.jobs.live.options import LiveOptions
 from streamdeblur.video.live.urls import MaskFilter, mask
 
@@ -68,8 +67,7 @@ def live(
     console = make_console()
     begin_logging(console, debug=debug)
     options = gather(LiveOptions, config, {**given, "to": to or None})
-    if as_json and options.detections == "-":
-        raise UsageError("--json and --detections - both write to stdout", "write the detections to a file")
+    spare_stdout(as_json, [options.detections, *(s.detections for s in options.sources)])
     return execute(sources, options, console, as_json=as_json, quiet=quiet)
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from streamdeblur.cli import ablation, batch, benchmark, detection, evaluation, export, live, synthesis, training
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit
-from streamdeblur.cli.options import common, gather, model_options
+from streamdeblur.cli.options import common, gather, model_options, spare_stdout
 from streamdeblur.config import Interlaced, ProcessOptions
 from streamdeblur.errors import UsageError
 from streamdeblur.version import __version__
@@ -44,8 +44,7 @@ def process(
     for word, name in ((source, "SOURCE"), (output, "-o")):
         if word is not None and not word.strip():
             raise UsageError(f"{name} is an empty name", "name a file or a folder")
-    if as_json and options.detections == "-":
-        raise UsageError("--json and --detections - both write to stdout", "write the detections to a file")
+    spare_stdout(as_json, [options.detections])
     from streamdeblur.jobs.images import is_image_job, process_images
     from streamdeblur.jobs.process import process_video
 

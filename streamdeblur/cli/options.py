@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 
 from streamdeblur.config import StrictModel, load_yaml, merge, parse
+from streamdeblur.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=StrictModel)
@@ -81,3 +82,9 @@ def gather(model: type[M], config: str | None, given: Mapping[str, Any]) -> M:
     if config is None:
         return parse(model, mine)
     return merge(model, load_yaml(config), mine, config)
+
+
+def spare_stdout(as_json: bool, detections: Iterable[str | None]) -> None:
+    """Refuse ``--json`` beside detections that go to stdout too (``-``). detections: of the job, and of each source."""
+    if as_json and "-" in detections:
+        raise UsageError("--json and --detections - both write to stdout", "write the detections to a file")

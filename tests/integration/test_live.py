@@ -568,6 +568,11 @@ def test_what_can_not_be_is_refused_before_anything_is_opened(tmp_path: Path) ->
 
     refused(UsageError, "no source is given")
     refused(UnreadableInput, "does not exist", f"{tmp_path}/none.mp4")
+    refused(UnreadableInput, f"{tmp_path} is a folder, and live takes streams and video files", str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    refused(UnreadableInput, "is a named pipe", f"{tmp_path}/pipe")
+    refused(UnreadableInput, "is a device", "/dev/null")
+    refused(UnreadableInput, "can't be looked at: File name too long", "x" * 5000)
     refused(UsageError, "scheme that is not published", "rtsp://x/a", to="rtmp://x/a")
     refused(UsageError, "would both write to", "rtsp://x/a", "rtsp://x/b", to=f"{tmp_path}/a.mp4")
     refused(UsageError, "is a folder", "rtsp://x/a", to=str(tmp_path))

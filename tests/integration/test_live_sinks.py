@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from streamdeblur.cli.main import cli
+from streamdeblur.errors import UsageError
 from streamdeblur.jobs.live import LiveJob
 from streamdeblur.jobs.live.record import LedgerStatus
 from streamdeblur.runtime.ledger import FrameRecord, LedgerGap, LedgerSummary, read_ledger
@@ -278,9 +281,14 @@ def test_sources_share_stdout_line_by_line(clip: Path, tmp_path: Path) -> None:
 
 
 def test_two_that_write_to_stdout_are_refused(clip: Path, tmp_path: Path) -> None:
-    words = command(str(clip), "--to", "none", "--json", "--detect", f"{tmp_path / 'finder.py'}:build")
-    done = subprocess.run(
-        [*words, "--detections", "-"], env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 2
-    assert "--json and --detections - both write to stdout" in done.stderr
+    detect = f"{tmp_path / 'finder.py'}:build"
+    own = tmp_path / "own.yaml"
+    own.write_text(f"sources: [{{url: {clip}, detections: '-'}}]\ndetect: {detect}\nto: none\n")
+    for words in (
+        ("live", str(clip), "--to", "none", "--detect", detect, "--detections", "-"),
+        ("live", "--config", str(own)),
+        ("process", str(clip), "--detect", detect, "--detections", "-"),
+    ):
+        done = CliRunner().invoke(cli, [*words, "--json"])
+        assert isinstance(done.exception, UsageError)
+        assert "--json and --detections - both write to stdout" in str(done.exception)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,8 @@ log = logging.getLogger(__name__)
 _BUSY, _IDLE = 0.004, 0.05
 #: Share of the deadline that is kept for what comes after the line, beside the measured work of the chain.
 _MARGIN = 0.05
+#: What a path may lead to beside files and folders.
+_KINDS = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,8 @@ class LiveJob:
         self.options = options or parse(LiveOptions, {})
         self._named = named_sources(self.options, tuple(sources))
         for s in self._named:
-            if not is_url(s.url) and not Path(s.url).is_file():
-                raise UnreadableInput(f"{s.url} does not exist", "check the path")
+            if not is_url(s.url):
+                _check_file(s.url)
         own = {str(s.name): options_of(self.options, s) for s in self._named}
         _spare_sources(own, self._named)
         targets = {s.name: [parse_target(t) for t in s.to or ()] for s in self._named}
@@ -491,6 +494,26 @@ class _Built:
 
     def __call__(self) -> Work:
         return self._work
+
+
+def _check_file(path: str) -> None:
+    """Raises UnreadableInput for a source that is no URL and no file either."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UnreadableInput(f"{path} does not exist", "check the path") from None
+    except (OSError, ValueError) as e:
+        raise UnreadableInput(f"{path!r} can't be looked at: {getattr(e, 'strerror', e)}", "check the path") from e
+    if stat.S_ISDIR(mode):
+        raise UnreadableInput(
+            f"{path} is a folder, and live takes streams and video files",
+            "name a file in it; `streamdeblur process` takes folders of pictures, `streamdeblur batch` those of videos",
+        )
+    if not stat.S_ISREG(mode):
+        raise UnreadableInput(
+            f"{path} is a {_KINDS.get(stat.S_IFMT(mode), 'special file')}, and live takes streams and video files",
+            "serve it as a stream, as MPEG-TS over udp://",
+        )
 
 
 def _spare_sources(own: Mapping[str, LiveOptions], sources: Sequence[SourceOptions]) -> None:
