@@ -142,7 +142,7 @@ class Replay:
             "step": STEPS[-1 if same else 0], "step_index": 2 if same else 0,
             "reused": None if same else 0.0, "reconnects": 0,
             "outputs": ({"target": f"hls:/srv/{s.name}", "state": "live"},),
-            "detection": None if same or not s.looks else {"gain": None},
+            "detection": None if same or not s.looks else {"looked": self.count, "gain": None},
         }  # fmt: skip
 
 

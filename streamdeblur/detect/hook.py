@@ -34,8 +34,9 @@ _WAITING, _WAITING_LIVE = 4, 1
 _PATIENCE = 60.0
 #: Seconds without an answer after which a live job tells that its detector hangs.
 _SILENCE = 5.0
-#: A live detector is told to be too slow when this share of the frames was left out over so many answers.
-_UNSEEN_SHARE, _ANSWERS = 0.1, 24
+#: A live detector is told to be too slow when it left out more than this share of the frames in so many stretches of so
+#: many seconds one after the other. One alone says nothing: frames come in a burst when a source is opened.
+_UNSEEN_SHARE, _STRETCHES, _STRETCH = 0.1, 2, 5.0
 #: Seconds at most for a sink's last records, where it is down and where it is not.
 _DOWN, _DELIVERY = 2.0, 30.0
 #: Detector times that percentiles are taken of.
@@ -157,7 +158,8 @@ class Hook:
         self._asked_at: float | None = None  # when the detector was given the frame that it looks at
         self._silence = _SILENCE
         self._hangs = self._slow = False  # told
-        self._answers = self._unseen = 0  # since its pace was judged; frames dropped until then
+        self._stretch = time.monotonic()  # when this one began; answers in it, frames dropped before it
+        self._answers = self._unseen = self._bad = 0
         self._times: deque[float] = deque(maxlen=_TIMES)
         self._kept: deque[Look] = deque(maxlen=_KEPT)
         self._gain: Gain | None = None
@@ -342,30 +344,29 @@ class Hook:
             words = None
             if back:
                 self._silence = max(self._silence, 2 * seconds)  # one that always takes so long is told once
-                self._answers, self._unseen = 0, self._dropped
+                self._stretch, self._answers, self._unseen, self._bad = now, 0, self._dropped, 0
                 words = f"the detector of {self._source} is back after {seconds:.0f} s"
             elif not self._lossless and not self._slow:
-                words = self._judge_pace()
+                words = self._judge_pace(now)
             if self._closing:
                 return
         if words is not None:
             log.warning("%s", words)
 
-    def _judge_pace(self) -> str | None:
+    def _judge_pace(self, now: float) -> str | None:
         """What is to be told of a live detector that is too slow for its stream. With the lock held."""
         self._answers += 1
-        if self._answers < _ANSWERS:
+        seconds, answers, unseen = now - self._stretch, self._answers, self._dropped - self._unseen
+        if seconds < _STRETCH or answers < 3:
             return None
-        unseen, self._unseen = self._dropped - self._unseen, self._dropped
-        frames, self._answers = self._answers + unseen, 0
-        if unseen <= _UNSEEN_SHARE * frames:
+        self._stretch, self._answers, self._unseen = now, 0, self._dropped
+        self._bad = self._bad + 1 if unseen > _UNSEEN_SHARE * (answers + unseen) else 0
+        if self._bad < _STRETCHES:
             return None
         self._slow = True
-        p50 = _percentile(sorted(self._times), 0.5)
-        took = "" if p50 is None else f" ({p50:.0f} ms a frame)"
         return (
-            f"the detector of {self._source} is too slow for the stream{took}: {unseen} of {frames} frames were not "
-            "looked at; --detect-every asks for fewer"
+            f"the detector of {self._source} is too slow for the stream, {1000 * seconds / answers:.0f} ms a frame: "
+            f"{unseen} of the last {answers + unseen} frames were not looked at; --detect-every asks for fewer"
         )
 
     def _failed(self, e: BaseException) -> None:

@@ -175,17 +175,21 @@ def test_a_webhook_that_answers_500_and_one_that_is_not_there(
 
 
 def test_a_detector_that_raises_and_then_never_comes_back(
-    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("streamdeblur.detect.hook._SILENCE", 2.0)
     with running(str(clip), loop=True, to="none", detect=f"{tmp_path / 'finder.py'}:moody", annotate=True) as (
         job,
         seen,
     ):
         wait_for(lambda: detection(job)["dropped"] > RATE, "frames that it was too busy for")
         unhurt(job, seen)
+        wait_for(lambda: detection(job)["stuck"], "its silence")
     assert detection(job)["errors"] == 3
-    assert detection(job)["error"] == "RuntimeError: no such luck"
-    assert sum("no such luck" in r.getMessage() for r in caplog.records) == 1
+    assert detection(job)["error"].startswith("no answer for ")
+    told = [r.getMessage() for r in caplog.records]
+    assert sum("RuntimeError: no such luck" in text for text in told) == 1
+    assert sum("has given no answer for" in text for text in told) == 1
 
 
 def test_sinks_of_a_source_are_its_own(clip: Path, tmp_path: Path) -> None:

@@ -248,30 +248,64 @@ def test_a_live_detector_that_hangs_is_told_where_no_frame_comes_any_more(
     assert "has given no answer" in caplog.records[0].getMessage()
 
 
-def test_a_live_detector_that_is_too_slow_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    step = threading.Semaphore(0)
-    busy = threading.Semaphore(0)
+class Pace:
+    """A live detector that takes one frame after the other; meanwhile as many come as is said."""
 
-    def slow(rgb: npt.NDArray[np.uint8]) -> Detections:
-        busy.release()
-        assert step.acquire(timeout=WAIT)
+    def __init__(self) -> None:
+        self._busy, self._step = threading.Semaphore(0), threading.Semaphore(0)
+        self._index = 0
+        self.hook, _ = hook(self._look, lossless=False)
+        self._offer()
+
+    def _look(self, rgb: npt.NDArray[np.uint8]) -> Detections:
+        self._busy.release()
+        assert self._step.acquire(timeout=WAIT)
         return one(rgb)
 
-    h, _ = hook(slow, lossless=False)
+    def _offer(self) -> None:
+        self.hook.offer(frame(self._index), None)
+        self._index += 1
+
+    def answer(self, frames: int) -> None:
+        """One answer, while so many frames come: one of them waits, the others are dropped."""
+        assert self._busy.acquire(timeout=WAIT)
+        for _ in range(frames):
+            self._offer()
+        self._step.release()
+
+    def end(self) -> None:
+        assert self._busy.acquire(timeout=WAIT)
+        self._step.release()
+        self.hook.close(WAIT)
+
+
+def test_a_live_detector_that_is_too_slow_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_STRETCH", 0.0)  # three answers are one
     with caplog.at_level(logging.WARNING, "streamdeblur"):
-        for n in range(60):  # two frames come while it looks at one: one waits, one is dropped
-            if n == 0:
-                h.offer(frame(0), None)
-            assert busy.acquire(timeout=WAIT)
-            tickets = [h.offer(frame(2 * n + k), None) for k in (1, 2)]
-            assert tickets[0].settled
-            step.release()
-        step.release()
-        h.close(WAIT)
+        pace = Pace()
+        for _ in range(30):
+            pace.answer(2)
+        pace.end()
     (told,) = [r.getMessage() for r in caplog.records]
-    assert "is too slow for the stream (" in told
-    assert "24 of 48 frames were not looked at; --detect-every asks for fewer" in told
-    assert (h.stats().looked, h.stats().dropped) == (61, 60)
+    assert told.startswith("the detector of gate is too slow for the stream, ")
+    assert told.endswith(" ms a frame: 3 of the last 6 frames were not looked at; --detect-every asks for fewer")
+    assert (pace.hook.stats().looked, pace.hook.stats().dropped) == (31, 30)
+
+
+def test_a_burst_of_frames_makes_no_detector_too_slow(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_STRETCH", 0.0)
+    with caplog.at_level(logging.WARNING, "streamdeblur"):
+        pace = Pace()
+        pace.answer(50)
+        for _ in range(29):
+            pace.answer(1)
+        pace.end()
+    assert not caplog.records
+    assert pace.hook.stats().dropped == 49
 
 
 def test_a_live_detector_that_keeps_up_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
