@@ -367,3 +367,12 @@ def test_a_frame_that_can_not_be_encoded_now_and_then_moves_nothing() -> None:
     world.behind = one_in(40, lambda _, step: step == 0)
     world.run(60)
     assert (world.step("gate"), world.moves("gate")) == (0, 1)
+
+
+def test_a_burst_that_can_not_be_encoded_moves_nothing() -> None:
+    world = World(costs(0.010, 0.0), {"gate": 25.0}, steps=("model", "bypass"))
+    world.behind = lambda name, step: world.now < 0.8  # at the start, and once more when it has come back
+    world.run(5)
+    world.behind = lambda name, step: world.now < 5.8
+    world.run(10)
+    assert (world.step("gate"), world.moves("gate")) == (0, 1)

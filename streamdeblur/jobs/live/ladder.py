@@ -31,6 +31,9 @@ from dataclasses import dataclass, field
 _PROBE_FRAMES = 8
 _PROBE_SECONDS = (2.0, 0.25)
 _DISTURBED = 0.5
+#: Seconds in which frames that were left out behind the ladder are counted. They must spread over half of it: those of a
+#: burst, as after a pause of the source, say nothing about the load.
+_BEHIND = 2.0
 #: Frames that the cost of a step is the mean of, and the share of them that counts: the dearest pay for compiling,
 #: allocating and choosing kernels, or met a hiccup of the machine. When they make frames late, that is seen as such.
 _FRAMES = 32
@@ -73,7 +76,9 @@ class _Climber:
     interval: float | None = None
     arrival: float | None = None
     late: deque[bool] = field(default_factory=deque)
-    left_out: deque[float] = field(default_factory=deque)  # when frames were left out behind the ladder
+    left_out: deque[float] = field(
+        default_factory=lambda: deque(maxlen=512)
+    )  # when frames were left out behind the ladder
     last_late: float = -math.inf
     moved: float = -math.inf
     went_up: float = -math.inf
@@ -204,10 +209,7 @@ class Ladder:
         if self._is_disturbed(now):
             return
         self._behind = now
-        frames = self._climbers[source].left_out
-        frames.append(now)
-        while len(frames) > self._settings.window:
-            frames.popleft()
+        self._climbers[source].left_out.append(now)
 
     # --- what follows ------------------------------------------------------------------------------------------------
 
@@ -291,6 +293,8 @@ class Ladder:
         move = Move(best[1], c.step, c.step - 1, "room")
         c.step -= 1
         c.moved = c.went_up = now
+        for other in self._climbers.values():
+            other.left_out.clear()  # without it
         return move
 
     def _is_late(self, c: _Climber) -> bool:
@@ -298,11 +302,12 @@ class Ladder:
         return late >= 2 and late > self._settings.late_share * max(len(c.late), self._settings.window // 2)
 
     def _is_behind(self, c: _Climber, now: float) -> bool:
-        interval, s = self._interval(c, now), self._settings
-        if interval is None:
+        interval = self._interval(c, now)
+        while c.left_out and c.left_out[0] < now - _BEHIND:
+            c.left_out.popleft()
+        if not interval or len(c.left_out) <= self._settings.late_share * _BEHIND / interval:
             return False
-        lately = sum(now - t <= s.window * interval for t in c.left_out)
-        return lately >= 2 and lately > s.late_share * s.window
+        return c.left_out[-1] - c.left_out[0] >= _BEHIND / 2
 
     def _is_disturbed(self, now: float) -> bool:
         """Whether a probe is, or was a moment ago, the cause of what comes too late."""
