@@ -148,7 +148,7 @@ class Replay:
 
 def pictures(address: str, replay: Replay) -> None:
     with Browser(chromium()) as browser:
-        wide = browser.page((1440, 700))
+        wide = browser.page((1440, 780))
         wide.goto(address)
         wide.wait("document.querySelectorAll('.card.seen').length >= 2", 120)
         time.sleep(SETTLE)

@@ -318,7 +318,7 @@ class LiveJob:
             dropped=counts["dropped"],
             failed=s.lane.failures,
             late=chain.late,
-            behind=chain.behind,
+            behind=min(chain.behind, counts["dropped"]),  # it is known before they are booked, in their turn
             undecodable=st.undecodable,
             waiting=s.lane.line.waiting,
             step=self.ladder.steps[step],

@@ -31,8 +31,8 @@ from dataclasses import dataclass, field
 _PROBE_FRAMES = 8
 _PROBE_SECONDS = (2.0, 0.25)
 _DISTURBED = 0.5
-#: Seconds in which frames that were left out behind the ladder are counted. They must spread over half of it: those of a
-#: burst, as after a pause of the source, say nothing about the load.
+#: Seconds in which frames that were left out behind the ladder are counted. They must spread over half of it: those of
+#: a burst, as after a pause of the source, say nothing about the load.
 _BEHIND = 2.0
 #: Frames that the cost of a step is the mean of, and the share of them that counts: the dearest pay for compiling,
 #: allocating and choosing kernels, or met a hiccup of the machine. When they make frames late, that is seen as such.
@@ -76,9 +76,7 @@ class _Climber:
     interval: float | None = None
     arrival: float | None = None
     late: deque[bool] = field(default_factory=deque)
-    left_out: deque[float] = field(
-        default_factory=lambda: deque(maxlen=512)
-    )  # when frames were left out behind the ladder
+    left_out: deque[float] = field(default_factory=lambda: deque(maxlen=512))  # when frames were, behind the ladder
     last_late: float = -math.inf
     moved: float = -math.inf
     went_up: float = -math.inf
