@@ -29,6 +29,7 @@ from streamdeblur.errors import DiskFull, EncoderError, InputError, OutputError,
 from streamdeblur.frames import Frame
 from streamdeblur.video import matroska
 from streamdeblur.video.chapters import chapters_of
+from streamdeblur.video.dts import LeadingDts
 from streamdeblur.video.encoders import EncoderChoice, EncoderRequest, choose, configure
 from streamdeblur.video.losses import losses
 from streamdeblur.video.opening import reason
@@ -128,6 +129,7 @@ class VideoWriter:
         self._rounded = Fraction(0)  # seconds that the container's clock moved a frame by at the most
         self._told: list[str] = []  # tags whose loss was told
         self._timed: set[int] = set()  # copied streams of which some timestamp was seen
+        self._leading: dict[int, LeadingDts] = {}  # of copied videos, by index in the source
         plans = plan_streams(reader.container, reader.stream.index, self.container_name, reader.path)
         self.plans, late = fit_range(plans, reader.keyframes, self.container_name)
         for text in late:
@@ -380,8 +382,12 @@ class VideoWriter:
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
         self._start()
-        packet.stream = target
-        self._mux(packet, plan)
+        packets = [packet]
+        if plan.kind == "video" and not plan.cover:
+            packets = self._leading.setdefault(plan.index, LeadingDts()).push(packet)
+        for ready in packets:
+            ready.stream = target
+            self._mux(ready, plan)
 
     def _is_early(self, packet: av.Packet[Any], plan: StreamPlan) -> bool:
         """Whether a packet lies before the part that is written, or hangs on one that does."""
@@ -466,6 +472,11 @@ class VideoWriter:
         self._start()
         for packet in packets:
             self._mux(packet)
+        for index, leading in self._leading.items():
+            plan, target = self._copy[index]
+            for packet in leading.flush():
+                packet.stream = target
+                self._mux(packet, plan)
         tracks = self._tracks()
         with self._guard("can't be completed"):
             self._container.close()
