@@ -81,7 +81,7 @@ class VideoReader:
     image_rate: frames a second; ``path`` is then a folder whose images (all of one kind) are the frames.
 
     Iterating gives Frames; ``items()`` gives DecodedFrame and CopyPacket in the order of the file. Either can be done
-    once. Errors: UnreadableInput, BrokenStream (both InputError), UsageError.
+    once, before ``close``: RuntimeError afterwards. Errors: UnreadableInput, BrokenStream (both InputError), UsageError.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class VideoReader:
         self._seen_interlaced = False
         self._copy_streams = copy_streams
         self._started = False
+        self._closed = False
         self._last: Fraction | None = None  # time of the last frame, for messages
         self._index = 0  # of the next frame
         self._first: DecodedFrame | None = None
@@ -224,13 +225,20 @@ class VideoReader:
         raise UnreadableInput(f"{self.path} has no frame that can be decoded")
 
     def _begun(self) -> tuple[DecodedFrame, Look]:
-        if self._first is None or self._look is None:
-            raise RuntimeError("the reader is closed")
+        self._assert_open()
+        assert self._first is not None
+        assert self._look is not None
         return self._first, self._look
+
+    def _assert_open(self) -> None:
+        # FFmpeg's structures are gone with the container, and PyAV would read them nevertheless.
+        if self._closed:
+            raise RuntimeError(f"the reader of {self.path} is closed; open the file again")
 
     @property
     def rate(self) -> Fraction | None:
         """Frames a second as the container says, else as FFmpeg guesses; None when neither is plausible."""
+        self._assert_open()
         for rate in (self.stream.average_rate, self.stream.guessed_rate):
             if rate and 0 < rate <= 1000:
                 return Fraction(rate)
@@ -250,6 +258,7 @@ class VideoReader:
     @property
     def end(self) -> Fraction | None:
         """Seconds at which the stream ends by its container's word, None where that says nothing of single streams."""
+        self._assert_open()
         s = self.stream
         if s.duration and s.time_base:
             return ((s.start_time or 0) + s.duration) * s.time_base - self.shift
@@ -303,13 +312,20 @@ class VideoReader:
 
     def items(self) -> Iterator[DecodedFrame | CopyPacket]:
         """Frames of the stream and packets of the others, in the order of the file. Once only."""
+        self._assert_open()
         if self._started:
             raise RuntimeError("a VideoReader can be read once; open the file again")
         self._started = True
         pending, self._pending = self._pending, []
         yield from pending
         del pending
-        yield from self._source
+        while True:
+            self._assert_open()
+            item = next(self._source, None)
+            if item is None:
+                return
+            yield item
+            del item  # a frame is big: the caller's is the only reference while the next one is made
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         for item in self.items():
@@ -480,6 +496,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Idempotent. An unclosed container leaks some 16 MB."""
+        self._closed = True
         self._first = None
         self._pending = []
         self.container.close()
