@@ -116,6 +116,10 @@ class VideoReader:
         self._index = 0  # of the next frame
         self._first: DecodedFrame | None = None
         self._look: Look | None = None
+        self._early: list[tuple[Fraction | None, bool]] = []  # packets before the first keyframe: when; refused?
+        self._keyed = False  # a keyframe was seen
+        self._key: int | None = None  # when the first one is shown
+        self._early_break: tuple[str, Fraction | None] | None = None  # before the first picture
         self._conform: Conformer | None = None
         if start is not None and start < 0:
             raise UsageError(f"--start {start} is negative", "give seconds from the beginning of the file")
@@ -131,6 +135,10 @@ class VideoReader:
             # which PyAV sets, do not.
             if threads:
                 self.stream.thread_count = threads
+            # FFmpeg fills what is missing of a JPEG with gray, and says nothing unless it is told to.
+            self._strict = self._is_picture() and self.stream.codec_context.name == "mjpeg"
+            if self._strict:
+                self.stream.codec_context.options = {"err_detect": "explode"}
             self._is_transport = bool(_LOSSY_TRANSPORTS & set(self.container.format.name.split(",")))
             self._truncated = truncation(self.path) if "://" not in self.path else None
             self._clock = JoinedClock(self.container.format.name)
@@ -163,6 +171,11 @@ class VideoReader:
         if not 0 <= number < len(videos):
             raise UsageError(f"video stream {number} of {self.path} does not exist", f"it has {len(videos)}")
         return videos[number]
+
+    def _is_picture(self) -> bool:
+        """True for a picture or a folder of them, which are read as videos."""
+        names = self.container.format.name.split(",")
+        return "image2" in names or any(n.endswith("_pipe") for n in names)
 
     def _set_range(self, start: float | Fraction | None, duration: float | Fraction | None) -> None:
         begin = self.container.start_time
@@ -219,10 +232,22 @@ class VideoReader:
         for item in self._source:
             self._pending.append(item)
             if isinstance(item, DecodedFrame):
+                if self._early_break is not None:
+                    self._break(*self._early_break)
+                self._tell_early(item)
                 return
         if self._from is not None:
             raise UnreadableInput(f"{self.path} has no frame in the range asked for", "check --start and --duration")
         raise UnreadableInput(f"{self.path} has no frame that can be decoded")
+
+    def _tell_early(self, first: DecodedFrame) -> None:
+        """Say how many packets no picture can be made of, because the file begins between two keyframes."""
+        begin = None if first.native.pts is None else first.native.pts * first.time_base
+        lost = sum(failed or (begin is not None and time is not None and time < begin) for time, failed in self._early)
+        self._early.clear()
+        if lost and not self.shift:
+            packets = f"{lost} packets, of which no picture can be made, are" if lost > 1 else "a packet is"
+            log.warning("%s does not begin with a keyframe: %s left out", self.path, packets)
 
     def _begun(self) -> tuple[DecodedFrame, Look]:
         self._assert_open()
@@ -352,6 +377,7 @@ class VideoReader:
                 if native.pts is not None and native.time_base:
                     last_time = native.pts * Fraction(native.time_base)
                     if self._from is not None and last_time < self._from:
+                        self._early_break = None  # it was before the part that is read
                         continue
                     if self._until is not None and last_time >= self._until:
                         video_done = True
@@ -430,24 +456,60 @@ class VideoReader:
         self._last = last
         if not packet.size and not _ends(packet):
             return []  # "the picture before, once more" in Theora and AVI; to the decoder it would mean the end
+        early = self._is_early(packet)
         try:
             try:
-                return self.stream.decode(packet if packet.size else None)
+                frames = self.stream.decode(packet if packet.size else None)
             except (av.error.EOFError, EOFError):
                 if not packet.size:
                     return []
                 self.stream.codec_context.flush_buffers()  # the decoder took something before for the end
-                return self.stream.decode(packet)
+                frames = self.stream.decode(packet)
         except (av.error.EOFError, EOFError):
             return []
         except av.error.FFmpegError as e:
             self.skipped += 1
-            if self._first is None:
-                # Before the first picture: a capture that starts in mid-GOP. No frame is lost that anybody could see.
-                return []
             at = Fraction(packet.dts) * packet.time_base if packet.dts is not None else last
-            self._break(f"a packet can't be decoded ({reason(e)})", at)
+            what = f"a packet can't be decoded ({reason(e)})"
+            if self._first is not None:
+                self._break(what, at)
+            elif early:
+                # A capture that starts in mid-GOP: no frame is lost that anybody could see.
+                self._early.append((None, True))
+            else:
+                # Where no picture follows, the file is no broken one but none at all.
+                self._early_break = self._early_break or (what, at)
+            return self._conceal(packet) if self._strict else []
+        if early:
+            self._early.append((packet.pts * packet.time_base if packet.pts is not None else None, False))
+        return frames
+
+    def _is_early(self, packet: av.Packet[Any]) -> bool:
+        """True for a packet that hangs on a keyframe before the beginning of the file."""
+        if self._first is not None or not packet.size or packet.is_discard:
+            return False
+        if not self._keyed and self._is_keyframe(packet):
+            self._keyed, self._key = True, packet.pts
+        leading = packet.pts is not None and self._key is not None and packet.pts < self._key
+        return not self._keyed or leading
+
+    def _is_keyframe(self, packet: av.Packet[Any]) -> bool:
+        """By the packet, or the index of MP4: FFmpeg takes the mark off a picture that is too damaged to be one."""
+        if packet.is_keyframe or "mov" not in self.container.format.name or packet.pos is None:
+            return packet.is_keyframe
+        return next((e.is_keyframe for e in self.stream.index_entries if e.pos == packet.pos), False)
+
+    def _conceal(self, packet: av.Packet[Any]) -> list[av.VideoFrame]:
+        """What can be seen of a damaged JPEG."""
+        try:
+            context: Any = av.CodecContext.create("mjpeg", "r")
+            frames: list[av.VideoFrame] = context.decode(packet)
+        except av.error.FFmpegError as e:
+            log.debug("nothing of a packet of %s can be decoded: %s", self.path, reason(e))
             return []
+        for frame in frames:
+            frame.time_base = packet.time_base
+        return frames
 
     def _break(self, what: str, at: Fraction | None) -> None:
         when = f"at {float(at):.3f} s" if at is not None else "before its first frame"
