@@ -17,7 +17,7 @@ from streamdeblur.jobs.run import Done, open_ledger, open_source, refuse_meaning
 from streamdeblur.jobs.watching import Watch
 from streamdeblur.jobs.workforce import Workforce, tiling_words
 from streamdeblur.runtime.ledger import Ledger
-from streamdeblur.video.images import is_image, list_images, read_image, write_image
+from streamdeblur.video.images import changes, is_image, list_images, read_image, write_image
 from streamdeblur.video.reader import DecodedFrame, VideoReader
 from streamdeblur.video.tags import SourceTags
 
@@ -47,8 +47,8 @@ def process_images(
     """Restore a picture, a folder of pictures, or a video into a folder of pictures.
 
     Default output: NAME.deblurred.EXT for a picture, NAME.deblurred/ for a folder. Every picture is written beside its
-    target and renamed. With ``on_error="bypass"`` a picture that can't be read is left out with a warning, and one that
-    can't be restored is written as it was. Raises StreamdeblurError.
+    target and renamed. With ``on_error="bypass"`` a picture that can't be read is left out with a warning, of a damaged JPEG
+    what can be seen is restored, and one that can't be restored is written as it was. Raises StreamdeblurError.
     """
     return _ImageJob(source, output, options, progress).run()
 
@@ -68,6 +68,7 @@ class _ImageJob:
         self.total: int | None = None
         self.read = 0
         self.skipped = 0
+        self.said: set[str] = set()
         self.reader: VideoReader | None = None
         single = is_image(source)
         refuse_meaningless(options, "pictures" if single or self.source.is_dir() else "pictures from a video", source)
@@ -93,7 +94,7 @@ class _ImageJob:
         if not is_image(self.target):
             raise UsageError(f"output {self.target} of a picture is no picture", "end it in .png or .jpg")
         self.total = 1
-        frame, tags = read_image(self.source)
+        frame, tags = read_image(self.source, on_error=self.options.on_error)
         yield frame, tags, self.source, self.target
 
     def _folder(self) -> Iterator[_Item]:
@@ -105,7 +106,7 @@ class _ImageJob:
         index = 0
         for path in images:
             try:
-                frame, tags = read_image(path, index)
+                frame, tags = read_image(path, index, on_error=self.options.on_error)
             except InputError as e:
                 if self.options.on_error == "fail":
                     raise
@@ -190,6 +191,10 @@ class _ImageJob:
         out, record = settle(frame, done, name, self.options, self.spent)
         out = watch.see(frame, out, record)
         self.pix_fmt = write_image(target, out, tags, like=like)
+        for text in changes(tags.layout, self.pix_fmt, target.suffix):
+            if text not in self.said:  # alike for every picture of a folder
+                self.said.add(text)
+                log.warning("%s: %s", name, text)
         if self.first is None:
             self.first = time.monotonic() - self.started
         ledger.record(replace(record, pts_out=frame.pts))

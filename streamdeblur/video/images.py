@@ -24,9 +24,10 @@ from av.video.reformatter import VideoReformatter
 from streamdeblur.errors import EncoderError, OutputError, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.video.encoders import layouts_for
+from streamdeblur.video.multipage import pictures_in
 from streamdeblur.video.opening import reason
-from streamdeblur.video.pixfmt import LAYOUTS, write_components
-from streamdeblur.video.reader import DecodedFrame, VideoReader
+from streamdeblur.video.pixfmt import LAYOUTS, Layout, write_components
+from streamdeblur.video.reader import DecodedFrame, OnError, VideoReader
 from streamdeblur.video.tags import SourceTags
 from streamdeblur.video.writer import check_writable, partial_path
 
@@ -61,9 +62,17 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def read_image(path: str | os.PathLike[str], index: int = 0) -> tuple[DecodedFrame, SourceTags]:
-    """A picture as a frame, numbered ``index``. Raises UnreadableInput or BrokenStream."""
-    with VideoReader(path, copy_streams=False) as reader:
+def read_image(
+    path: str | os.PathLike[str], index: int = 0, *, on_error: OnError = "fail"
+) -> tuple[DecodedFrame, SourceTags]:
+    """A picture as a frame, numbered ``index``; the first one of several, with a warning.
+
+    on_error: "bypass" takes what can be seen of a damaged JPEG, with a warning. Raises UnreadableInput or BrokenStream.
+    """
+    count = pictures_in(path)
+    if count > 1:
+        log.warning("%s holds %d pictures: only the first is read, %d are left out", path, count, count - 1)
+    with VideoReader(path, copy_streams=False, on_error=on_error) as reader:
         frame = next(iter(reader))
         numbered = DecodedFrame(index, None, Fraction(1), frame.planes, frame.spec, frame.native)
         return numbered, reader.tags
@@ -96,6 +105,21 @@ def write_image(
         partial.unlink(missing_ok=True)
         raise OutputError(f"{target} can't be written: {e.strerror}") from e
     return name
+
+
+def changes(source: Layout, written: str, ending: str) -> Iterator[str]:
+    """What a picture of layout ``source`` loses in one of the pixel format ``written``, a line each without its name.
+
+    YCbCr that becomes RGB, or the other way round, is none: that is how these types differ.
+    """
+    layout = LAYOUTS[written]
+    kind = ending.lstrip(".")
+    if layout.depth < source.depth:
+        yield f"{source.depth} bits a component become {layout.depth} in .{kind}; .png and .tif would keep them"
+    if source.alpha and not layout.alpha:
+        yield f"its alpha plane is left out of .{kind}; .png and .tif would keep it"
+    if source.model == "gray" and layout.model != "gray":
+        yield f"gray becomes three components in .{kind}; .png and .tif would keep it"
 
 
 def _encode(codec: str, frame: Frame, tags: SourceTags) -> tuple[bytes, str]:

@@ -12,6 +12,7 @@ import av
 import av.error
 
 from streamdeblur.errors import UnreadableInput
+from streamdeblur.video.multipage import pictures_in
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ def open_folder(path: str, rate: float) -> av.container.InputContainer:
     if len(endings) != 1:
         found = f"images of several kinds ({', '.join(endings)})" if endings else "no image"
         raise UnreadableInput(f"folder {path} holds {found}", "one kind is needed to make a video of them")
+    several = [p for p in files if p.suffix == endings[0] and pictures_in(p) > 1]
+    if several:
+        log.warning("%s: %d files hold more pictures than one: only the first of each is read", path, len(several))
     escaped = "".join(f"\\{c}" if c in "*?[]\\%" else c for c in path.rstrip("/"))
     try:
         return av.open(

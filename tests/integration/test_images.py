@@ -8,13 +8,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
 
 from streamdeblur import process_video
 from streamdeblur.config import ProcessOptions
-from streamdeblur.errors import InputError, OutputError, UsageError
+from streamdeblur.errors import BrokenStream, InputError, OutputError, UsageError
 from streamdeblur.jobs.images import is_image_job, process_images
 from tests.clips import numbered_picture, read_clip, read_number, write_numbered_clip
 
@@ -177,6 +178,94 @@ def test_a_cut_picture_is_never_passed_off_as_whole(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.png"):
         process_images(str(tmp_path / "a.png"), options=IDENTITY)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("end", [0.5, 0.9])
+def test_a_cut_jpeg_is_an_error_or_a_warning(tmp_path: Path, end: float, caplog: pytest.LogCaptureFixture) -> None:
+    """FFmpeg's decoder would fill the rest with gray and say nothing."""
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise(np.uint8))
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: int(end * len(data))])
+    with pytest.raises(BrokenStream, match=r"a\.jpg breaks .*--on-error bypass"):
+        process_images(str(tmp_path / "a.jpg"), options=IDENTITY)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jpg"]
+    caplog.set_level(logging.WARNING)
+    process_images(str(tmp_path / "a.jpg"), options=ProcessOptions(model="identity", on_error="bypass"))
+    assert load(tmp_path / "a.deblurred.jpg").shape == (65, 97, 3)
+    assert sum("a.jpg breaks" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_a_cut_jpeg_in_a_folder_that_becomes_a_video(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.jpg"), noise(np.uint8, seed=i))
+    (folder / "1.jpg").write_bytes((folder / "1.jpg").read_bytes()[:4000])
+    with pytest.raises(BrokenStream, match="can't be decoded"):
+        process_video(folder, tmp_path / "b.mkv", model="identity")
+    caplog.set_level(logging.WARNING)
+    assert process_video(folder, tmp_path / "b.mkv", model="identity", on_error="bypass").frames == 3
+    assert sum("breaks at" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_an_intact_jpeg_without_its_end_mark_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise(np.uint8))
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-2])
+    process_images(str(tmp_path / "a.jpg"), options=IDENTITY)
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+def write_several(path: Path, count: int) -> Path:
+    """A file of ``count`` pictures of one size."""
+    pictures = [noise(np.uint8, seed=i) for i in range(count)]
+    if path.suffix == ".tif":
+        assert cv2.imwritemulti(str(path), pictures)
+        return path
+    with av.open(str(path), "w", format="apng") as container:
+        stream: Any = container.add_stream("apng", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 97, 65, "rgb24"
+        for i, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="bgr24").reformat(format="rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_further_pictures_of_a_file_are_not_left_out_in_silence(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_several(tmp_path / name, 4)
+    process_images(str(source), options=IDENTITY)
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert said == [f"{source} holds 4 pictures: only the first is read, 3 are left out"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "target", "dtype", "channels", "says"),
+    [
+        ("png", "jpg", np.uint16, 3, ["16 bits a component become 8 in .jpg"]),
+        ("png", "webp", np.uint16, 3, ["16 bits a component become 8 in .webp"]),
+        ("png", "jpg", np.uint8, 4, ["its alpha plane is left out of .jpg"]),
+        ("png", "jpg", np.uint8, 1, ["gray becomes three components in .jpg"]),
+        ("jpg", "jpg", np.uint8, 1, ["gray becomes three components in .jpg"]),
+        ("jpg", "png", np.uint8, 3, []),
+        ("png", "jpg", np.uint8, 3, []),
+        ("png", "tif", np.uint16, 3, []),
+        ("png", "webp", np.uint8, 4, []),
+        ("png", "png", np.uint8, 1, []),
+    ],
+)
+def test_what_a_type_of_picture_cannot_hold_is_told_once(
+    tmp_path: Path, ending: str, target: str, dtype: type, channels: int, says: list[str], caplog: Any
+) -> None:
+    source = tmp_path / f"a.{ending}"
+    cv2.imwrite(str(source), noise(dtype, channels))
+    process_images(str(source), str(tmp_path / f"b.{target}"), options=IDENTITY)
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(said) == len(says)
+    assert all(f"{source}: {text}" in line for text, line in zip(says, said, strict=True))
 
 
 @pytest.mark.parametrize(
