@@ -33,13 +33,18 @@ def open_container(path: str | os.PathLike[str], **options: Any) -> av.container
             raise UnreadableInput(f"{name} is empty (0 bytes)")
         if not os.access(file, os.R_OK):
             raise UnreadableInput(f"{name} can't be read: permission denied")
-        if "%" in file.name or ":" in file.name.split("/")[0]:
-            name = f"file:{name}"
+        name = file_name(name)
     try:
         container: av.container.InputContainer = av.open(name, "r", metadata_errors="replace", **options)
         return container
     except (av.error.FFmpegError, OSError, ValueError, UnicodeError) as e:
         raise UnreadableInput(f"{os.fspath(path)} can't be opened as video: {reason(e)}") from e
+
+
+def file_name(path: str | os.PathLike[str]) -> str:
+    """A file's name as FFmpeg takes it: in ``12:30.mp4`` it would see a protocol, in ``%d.png`` a pattern."""
+    name = os.fspath(path)
+    return f"file:{name}" if ":" in name or "%" in name else name
 
 
 def reason(e: BaseException) -> str:
@@ -61,7 +66,8 @@ def open_folder(path: str, rate: float) -> av.container.InputContainer:
     several = [p for p in files if p.suffix == endings[0] and pictures_in(p) > 1]
     if several:
         log.warning("%s: %d files hold more pictures than one: only the first of each is read", path, len(several))
-    escaped = "".join(f"\\{c}" if c in "*?[]\\%" else c for c in path.rstrip("/"))
+    folder = os.path.abspath(path) if ":" in path else path.rstrip("/")  # a colon would end a protocol
+    escaped = "".join(f"\\{c}" if c in "*?[]\\%" else c for c in folder)
     try:
         return av.open(
             f"{escaped}/*{endings[0]}",

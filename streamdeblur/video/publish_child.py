@@ -90,7 +90,7 @@ class Output:
         self._checked = 0.0
         kind = self._target.kind
         if kind == "hls":
-            self._folder = Path(self._target.where)
+            self._folder = Path(self._target.where).absolute()  # a colon in a relative name would end a protocol
             self._folder.mkdir(parents=True, exist_ok=True)
             self._playlist = Playlist(self._folder, self._settings.hls_window, self._settings.hls_time)
         elif kind == "file":

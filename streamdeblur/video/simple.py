@@ -17,6 +17,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
 from streamdeblur.errors import EncoderError, UnreadableInput
+from streamdeblur.video.opening import file_name
 
 Picture = npt.NDArray[np.uint8]
 
@@ -50,7 +51,7 @@ def write_clip(
     partial = target.with_name(f"{target.stem}.partial{target.suffix}")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with av.open(str(partial), "w") as container:
+        with av.open(file_name(partial), "w") as container:
             count = _write(container, frames, rate, audio, codec, pix_fmt, options or {})
         if not count:
             raise EncoderError(f"{target.name} has no frames", "give at least one picture")
@@ -152,7 +153,7 @@ def read_rgb(path: Path | str) -> Iterator[Picture]:
     run it to its end, to close the file. Raises UnreadableInput where there is nothing to decode.
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(file_name(path)) as container:
             if not container.streams.video:
                 raise UnreadableInput(f"{path} has no video stream", "give a file with a picture in it")
             stream = container.streams.video[0]

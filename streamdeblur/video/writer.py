@@ -32,7 +32,7 @@ from streamdeblur.video.chapters import chapters_of
 from streamdeblur.video.dts import LeadingDts
 from streamdeblur.video.encoders import EncoderChoice, EncoderRequest, choose, configure
 from streamdeblur.video.losses import losses
-from streamdeblur.video.opening import reason
+from streamdeblur.video.opening import file_name, reason
 from streamdeblur.video.packets import avc_parameter_sets
 from streamdeblur.video.pixfmt import component_views, write_components
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
@@ -140,7 +140,7 @@ class VideoWriter:
         with self._guard("can't be created"):
             self._held = _hold(self.partial)
             self._open = av.open(
-                str(self.partial), "w", format=self.container_name, options=self._container_options(reader)
+                file_name(self.partial), "w", format=self.container_name, options=self._container_options(reader)
             )
         out = self._container
         try:

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 
 from streamdeblur import process_video
+from streamdeblur.config import ProcessOptions
+from streamdeblur.jobs.images import process_images
 from streamdeblur.jobs.verify import verify
-from tests.clips import numbered_picture, read_packets
+from streamdeblur.video.reader import open_video
+from streamdeblur.video.simple import read_rgb, write_clip
+from tests.clips import numbered_picture, read_packets, write_numbered_clip
 
 pytestmark = pytest.mark.integration
 
@@ -58,3 +62,18 @@ def test_a_further_video_with_reordered_pictures_keeps_its_times(tmp_path: Path,
     assert shift == 0 or ending == "ts"  # which begins later as a whole
     assert [t for t, _ in now] == [None if t is None else t + shift for t, _ in was]
     assert verify(source, output).differences == []
+
+
+def test_a_relative_name_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg takes what stands before it for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    write_numbered_clip(tmp_path / "12:30.mp4", 5, SIZE)
+    process_video("12:30.mp4", model="identity")
+    with open_video("12:30.deblurred.mp4") as video:
+        assert len(list(video)) == 5
+    process_images("12:30.mp4", "1:2/", options=ProcessOptions(model="identity"))
+    assert len(list((tmp_path / "1:2").iterdir())) == 5
+    process_video("1:2", "1:3.mkv", model="identity")
+    assert [p.name for p in tmp_path.glob("1:3*")] == ["1:3.mkv"]
+    assert write_clip("1:4.mp4", (numbered_picture(i, SIZE) for i in range(3)), Fraction(25)) == 3
+    assert len(list(read_rgb("1:4.mp4"))) == 3
