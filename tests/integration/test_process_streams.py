@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,7 @@ from streamdeblur.jobs.images import process_images
 from streamdeblur.jobs.verify import verify
 from streamdeblur.video.reader import open_video
 from streamdeblur.video.simple import read_rgb, write_clip
-from tests.clips import numbered_picture, read_packets, write_numbered_clip
+from tests.clips import numbered_picture, read_clip, read_number, read_packets, write_numbered_clip
 
 pytestmark = pytest.mark.integration
 
@@ -77,3 +78,23 @@ def test_a_relative_name_with_a_colon(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [p.name for p in tmp_path.glob("1:3*")] == ["1:3.mkv"]
     assert write_clip("1:4.mp4", (numbered_picture(i, SIZE) for i in range(3)), Fraction(25)) == 3
     assert len(list(read_rgb("1:4.mp4"))) == 3
+
+
+def test_h264_with_b_frames_in_avi_runs_evenly_to_its_end(tmp_path: Path) -> None:
+    """The decoder gives its last frames when the file has ended, and those have no decoding time."""
+    write_numbered_clip(tmp_path / "a.mkv", 25, SIZE, rate=25, options={"bf": "2", "b-adapt": "0", "g": "12"})
+    with av.open(str(tmp_path / "a.mkv")) as source, av.open(str(tmp_path / "a.avi"), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0], opaque=True)
+        packets = [p for p in source.demux(video=0) if p.size]
+        for i, packet in enumerate(packets):
+            packet.stream = stream
+            packet.pts, packet.dts, packet.time_base = i, i, Fraction(1, 25)  # AVI keeps the order only
+            out.mux(packet)
+    with open_video(tmp_path / "a.avi") as video:
+        found = [f.pts * f.time_base for f in video if f.pts is not None]
+    assert len(found) == 25
+    assert {b - a for a, b in itertools.pairwise(found)} == {Fraction(1, 25)}
+    process_video(tmp_path / "a.avi", tmp_path / "b.mp4", model="identity", lossless=True)
+    written = read_clip(tmp_path / "b.mp4")
+    assert [p.time for p in written] == found
+    assert [read_number(p.parts["Y"]) for p in written] == list(range(25))
