@@ -27,6 +27,7 @@ class FrameStamps:
         self._rate = rate
         self._by_dts = decoding_times
         self._lead: int | None = None
+        self._step = 1
         self._last: int | None = None  # pts of the frame before, where decoding times are gone by
         self._waiting: list[av.VideoFrame] | None = [] if timed else None
 
@@ -37,10 +38,12 @@ class FrameStamps:
                 if self._lead is None:
                     self._lead = native.dts - native.pts if native.pts is not None else 0
                 native.pts = native.dts - self._lead
+                if self._last is not None:
+                    self._step = max(1, native.pts - self._last)
                 self._last = native.pts
             elif self._by_dts and self._last is not None:
                 # Those that the decoder holds at the end have no decoding time: they go on in its order.
-                self._last = native.pts = self._last + (native.duration or 1)
+                self._last = native.pts = self._last + self._step
             if native.time_base is None and self._time_base is not None:
                 native.time_base = self._time_base  # PyAV leaves it out of frames that come at the end
             if native.pts is not None and native.time_base and abs(native.pts * native.time_base) > _ABSURD:
