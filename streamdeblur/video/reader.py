@@ -398,7 +398,10 @@ class VideoReader:
             self._break("a packet is cut short", last_time)
         elif self._is_truncated():
             assert self._truncated is not None
-            self._break(f"the file is truncated: {self._truncated.missing:,} bytes are missing at its end", last_time)
+            missing = f"{self._truncated.missing:,} bytes are missing at its end"
+            if self._is_transport:  # which only shows what its last packet lacks
+                missing = f"its last packet lacks {self._truncated.missing} bytes, and what followed is not there"
+            self._break(f"the file is truncated: {missing}", last_time)
 
     def _is_truncated(self) -> bool:
         """Payload is missing, not only a promise: a wrong box length or a lost index at the end costs no frame."""

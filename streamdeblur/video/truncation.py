@@ -6,9 +6,11 @@ carry their own length say so at the top level, which a few reads find out:
 - ISO BMFF (MP4, MOV; ISO/IEC 14496-12, 4.2): a box whose size leads past the end of the file;
 - Matroska/WebM (RFC 8794): a Segment of known size that leads past it, with an element in it that is cut (one that
   ends between two elements just has a wrong size);
-- RIFF (AVI): the size of the ``movi`` list, which holds every packet (an index that is cut off costs nothing).
+- RIFF (AVI): the size of the ``movi`` list, which holds every packet (an index that is cut off costs nothing);
+- MPEG-TS (ISO/IEC 13818-1, 2.4.3.2): packets of 188 bytes, with a time before each in M2TS, of which the last is cut.
 
-Streamable formats (MPEG-TS, Ogg, raw) have no such promise and are never called truncated here.
+Other streamable formats (Ogg, raw) have no such promise and are never called truncated here; neither is MPEG-TS that
+ends between two packets.
 """
 
 from __future__ import annotations
@@ -17,6 +19,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+#: MPEG-TS: bytes of a packet, the first of them, and how many packets at the end must begin with it.
+_TS = 188
+_SYNC = 0x47
+_TAIL = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,28 @@ def truncation(path: str | os.PathLike[str]) -> Truncation | None:
             return Truncation(missing) if missing else None
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"sidx", b"pnot", b"uuid"):
             return _boxes(f, size)
+        for length, sync in ((_TS, 0), (_TS + 4, 4)):
+            if _in_packets(head + f.read(2 * length), length, sync):
+                missing = _cut_packet(f, size, length)
+                return Truncation(missing) if missing else None
+            f.seek(16)
     return None
+
+
+def _in_packets(data: bytes, length: int, phase: int) -> bool:
+    return len(data) > phase + length and all(byte == _SYNC for byte in data[phase::length])
+
+
+def _cut_packet(f: BinaryIO, size: int, length: int) -> int:
+    """Bytes that the last packet lacks. Packets are counted from the end: a capture may have lost some bytes anywhere."""
+    f.seek(max(0, size - _TAIL * length))
+    tail = f.read()
+    sync = length - _TS
+    for phase in range(sync, length + sync):
+        if _in_packets(tail, length, phase):
+            rest = (len(tail) - phase + sync) % length
+            return length - rest if rest > sync else 0
+    return 0
 
 
 def _riff(f: BinaryIO, size: int) -> int:

@@ -101,3 +101,15 @@ def test_a_capture_that_begins_between_keyframes_says_so(
         assert video.broken is None
     said = f"a.ts does not begin with a keyframe: {frames} packets, of which no picture can be made, are left out"
     assert [r.getMessage() for r in caplog.records] == [f"{tmp_path}/{said}"]
+
+
+def test_mpeg_ts_that_is_cut_within_a_packet_is_a_break(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = clip(tmp_path, "a.ts")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2 // 188 * 188 + 100])
+    with open_video(path) as video, pytest.raises(BrokenStream, match="truncated: its last packet lacks 88 bytes"):
+        list(video)
+    caplog.set_level(logging.WARNING)
+    with open_video(path, on_error="bypass") as video:
+        assert 0 < len(list(video)) < 10
+    assert len(caplog.records) == 1

@@ -75,3 +75,27 @@ def test_matroska(tmp_path: Path, data: bytes, expected: tuple[int, bool] | None
 
 def test_a_missing_file_is_no_truncation(tmp_path: Path) -> None:
     assert truncation(tmp_path / "none") is None
+
+
+def _ts(count: int, before: bytes = b"") -> bytes:
+    return b"".join(before + b"\x47" + bytes([i]) * 187 for i in range(count))
+
+
+@pytest.mark.parametrize(
+    ("data", "missing"),
+    [
+        (_ts(20), 0),
+        (_ts(20)[:-1], 1),
+        (_ts(20)[:-187], 187),
+        (_ts(3)[:-8], 8),
+        (_ts(20, b"time"), 0),
+        (_ts(20, b"time")[:-30], 30),
+        (_ts(20, b"time")[:-189], 0),  # the time of a packet that is not there
+        (_ts(10) + b"lost" + _ts(10), 0),  # bytes went missing, and packets go on
+        (_ts(10) + b"lost" + _ts(10)[:-5], 5),
+        (_ts(20) + b"trailing", 0),
+        (b"\x47" + bytes(1000), 0),
+    ],
+)
+def test_mpeg_ts_lacks_what_its_last_packet_lacks(tmp_path: Path, data: bytes, missing: int) -> None:
+    assert _ask(tmp_path, data) == ((missing, False) if missing else None)
