@@ -47,8 +47,8 @@ def process_images(
     """Restore a picture, a folder of pictures, or a video into a folder of pictures.
 
     Default output: NAME.deblurred.EXT for a picture, NAME.deblurred/ for a folder. Every picture is written beside its
-    target and renamed. With ``on_error="bypass"`` a picture that can't be read is left out with a warning, of a damaged JPEG
-    what can be seen is restored, and one that can't be restored is written as it was. Raises StreamdeblurError.
+    target and renamed. With ``on_error="bypass"`` a picture that can't be read is left out with a warning, what can be
+    seen of a damaged JPEG is restored, and one that can't be restored is written as it was. Raises StreamdeblurError.
     """
     return _ImageJob(source, output, options, progress).run()
 

@@ -47,7 +47,7 @@ class LeadingDts:
             step = self._step(held, stamps)
             for i, packet in enumerate(held):
                 back = known - round(step * (len(held) - 1 - i))
-                packet.dts = min(back, min(stamps[i:]))
+                packet.dts = min(back, *stamps[i:])
         else:
             ordered = sorted(stamps)
             late = max(mine - shown for mine, shown in zip(ordered, stamps, strict=True))

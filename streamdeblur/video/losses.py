@@ -6,7 +6,8 @@ chapters, MPEG-TS no tags, MOV no German. No table of that can be complete, so t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +15,7 @@ from av.stream import Disposition
 
 from streamdeblur.video.chapters import chapters_of
 from streamdeblur.video.reader import VideoReader
-from streamdeblur.video.streams import container_tags
+from streamdeblur.video.streams import BEFORE_ZERO, container_tags
 from streamdeblur.video.tags import SourceTags, same_turn
 
 _NAMES = {
@@ -32,6 +33,31 @@ _UNKNOWN = {0, 2, 3}
 _MARKS = [m for m in Disposition if m and m not in (Disposition.default, Disposition.attached_pic)]
 #: Matroska's tick, which everybody knows of who writes it.
 _KNOWN_TICK = {"matroska": Fraction(1, 2000), "webm": Fraction(1, 2000)}
+
+
+#: What describes the old file and not what is in it: who wrote it, and counts that mkvmerge and FFmpeg leave behind.
+OF_THE_FILE = re.compile(
+    r"^(_statistics|bps|duration|number_of_(frames|bytes)|encoder|vendor_id|language|major_brand|minor_version"
+    r"|compatible_brands|filename|mimetype)",
+    re.IGNORECASE,
+)
+#: What FFmpeg writes into MP4 where nothing is known.
+HANDLERS = {"VideoHandler", "SoundHandler", "SubtitleHandler", "DataHandler", "TimeCodeHandler"}
+#: Kept when they are anywhere in the output: containers differ in whether the file or a stream has them.
+ANYWHERE = {"creation_time", "timecode"}
+#: Containers that mark no stream as the default one.
+UNMARKED = {"avi", "mpegts"}
+
+
+def players_choice(streams: Iterable[Any]) -> set[int]:
+    """Indices of the streams that players take where none of a kind is marked as the default one.
+
+    The first of its kind, if no other of that kind is marked instead. Cover pictures do not count.
+    """
+    real = [s for s in streams if not (s.type == "video" and s.disposition & Disposition.attached_pic)]
+    marked = {s.type for s in real if s.disposition & Disposition.default}
+    heads = {s.type: s for s in reversed(real)}
+    return {s.index for s in heads.values() if s.type not in marked or s.disposition & Disposition.default}
 
 
 def losses(
@@ -74,7 +100,9 @@ def losses(
     keys = _lost_tags(source.container, output.container, told)
     if keys:
         yield lost(f"the tags {', '.join(keys)}", "mp4", "matroska")
-    yield from (lost(what, "matroska") for what in _lost_of_tracks(tracks, output.container))
+    yield from (
+        lost(what, "matroska") for what in _lost_of_tracks(tracks, source.container, output.container, container)
+    )
     if moved:
         yield lost(f"the time at which it begins (frames are moved by {float(moved):.3f} s)", "mp4", "mov", "matroska")
     if rounded > _KNOWN_TICK.get(container, 0):
@@ -117,9 +145,11 @@ def _lost_tags(source: Any, output: Any, told: Iterable[str]) -> list[str]:
     return sorted(k for k in mine if plain(k) not in kept | skipped)
 
 
-def _lost_of_tracks(tracks: Sequence[Any], output: Any) -> Iterator[str]:
+def _lost_of_tracks(tracks: Sequence[Any], source: Any, output: Any, container: str) -> Iterator[str]:
     found = [s for s in output.streams if s.type != "attachment" and not s.disposition & Disposition.attached_pic]
-    languages, titles, marks = [], [], []
+    anywhere = {k.lower() for part in (output, *output.streams) for k in part.metadata} & ANYWHERE
+    first = players_choice(source.streams)
+    languages, titles, marks, tags = [], [], [], []
     for a, b in zip(tracks, found, strict=False):
         if a.type != b.type:
             continue
@@ -130,8 +160,31 @@ def _lost_of_tracks(tracks: Sequence[Any], output: Any) -> Iterator[str]:
         if title and title not in b.metadata.values():
             titles.append(f"{title!r} of {label}")
         gone = [str(m.name) for m in _MARKS if a.disposition & m and not b.disposition & m]
+        gone += _default_mark(a, b, container, first=a.index in first)
         if gone:
             marks.append(f"{', '.join(gone)} of {label}")
-    for what, items in (("the language ", languages), ("the title ", titles), ("the mark ", marks)):
+        keys = sorted(_lost_keys(a.metadata, b.metadata, anywhere))
+        if keys:
+            tags.append(f"{', '.join(keys)} of {label}")
+    lists = (("the language ", languages), ("the title ", titles), ("the mark ", marks), ("the tags ", tags))
+    for what, items in lists:
         if items:
             yield what + "; ".join(items)
+
+
+def _default_mark(a: Any, b: Any, container: str, *, first: bool) -> list[str]:
+    """The change of the mark as default stream, but where players do the same without it."""
+    was, now = bool(a.disposition & Disposition.default), bool(b.disposition & Disposition.default)
+    if was == now or (first and container in (BEFORE_ZERO if now else UNMARKED)):
+        return []
+    return ["not default" if now else "default"]
+
+
+def _lost_keys(was: Mapping[str, str], now: Mapping[str, str], anywhere: set[str]) -> Iterator[str]:
+    """Keys of a stream's tags, but titles and languages, that have no place in the output."""
+    kept = {k.lower() for k in now}
+    for key, value in was.items():
+        plain = key.lower()
+        told = plain in ("title", "name") or OF_THE_FILE.match(plain) or (plain == "handler_name" and value in HANDLERS)
+        if value.strip() and not told and plain not in kept | anywhere:
+            yield key

@@ -12,7 +12,7 @@ _LIMIT = 10_000
 
 
 def pictures_in(path: str | os.PathLike[str]) -> int:
-    """Pictures in a file: 1 as well where that is not known. Never raises for what is in it, nor where it can't be read.
+    """Pictures in a file: 1 as well where that is not known or the file can't be read, which its reader says better.
 
     PNG by its ``acTL`` chunk, TIFF by its chain of directories (TIFF 6.0, section 2), WebP by its ``ANMF`` chunks.
     """

@@ -33,6 +33,16 @@ def avc_parameter_sets(configuration: bytes) -> bytes:
     return found
 
 
+def is_hidden(packet: Any, kind: str) -> bool:
+    """True for a text or datum that is over before zero: the edit list of its source hides it, and nobody sees it.
+
+    Of sound and pictures, what comes before zero is needed to decode what follows.
+    """
+    if kind not in ("subtitle", "data") or not packet.is_discard or packet.pts is None:
+        return False
+    return bool(packet.pts + (packet.duration or 0) <= 0)
+
+
 _START = re.compile(rb"\x00\x00\x00?\x01")
 
 

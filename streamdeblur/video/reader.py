@@ -81,7 +81,8 @@ class VideoReader:
     image_rate: frames a second; ``path`` is then a folder whose images (all of one kind) are the frames.
 
     Iterating gives Frames; ``items()`` gives DecodedFrame and CopyPacket in the order of the file. Either can be done
-    once, before ``close``: RuntimeError afterwards. Errors: UnreadableInput, BrokenStream (both InputError), UsageError.
+    once, before ``close``: RuntimeError afterwards. Errors: UnreadableInput and BrokenStream (both InputError),
+    UsageError.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ def _in_packets(data: bytes, length: int, phase: int) -> bool:
 
 
 def _cut_packet(f: BinaryIO, size: int, length: int) -> int:
-    """Bytes that the last packet lacks. Packets are counted from the end: a capture may have lost some bytes anywhere."""
+    """Bytes that the last packet lacks. Packets are counted at the end: a capture may have lost bytes anywhere."""
     f.seek(max(0, size - _TAIL * length))
     tail = f.read()
     sync = length - _TS

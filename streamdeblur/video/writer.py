@@ -33,7 +33,7 @@ from streamdeblur.video.dts import LeadingDts
 from streamdeblur.video.encoders import EncoderChoice, EncoderRequest, choose, configure
 from streamdeblur.video.losses import losses
 from streamdeblur.video.opening import file_name, reason
-from streamdeblur.video.packets import avc_parameter_sets
+from streamdeblur.video.packets import avc_parameter_sets, is_hidden
 from streamdeblur.video.pixfmt import component_views, write_components
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
 from streamdeblur.video.streams import (
@@ -311,11 +311,13 @@ class VideoWriter:
     def _duration(self, frame: Frame, like: DecodedFrame) -> Fraction:
         """Seconds that a frame is shown, which counts for the last one: nothing else ends it.
 
-        Its decoder does not know of an edit list that ends earlier.
+        Its decoder does not know of an edit list that ends earlier, or a little later.
         """
         length = like.native.duration * like.time_base or 1 / frame_rate(self._reader.rate)
         if self._end is not None and frame.pts is not None:
             left = self._end - frame.pts * frame.time_base
+            if length < left < 2 * length and not self._reader.stream.start_time:
+                return left  # where a track begins later, its length may count from zero
             if left > 0:  # no tick at all would be stored as unknown
                 return min(
                     length, max(left, Fraction(1, 1000) if self.container_name in _MATROSKA else self._time_base)
@@ -363,6 +365,9 @@ class VideoWriter:
         if entry is None:
             return
         plan, target = entry
+        if is_hidden(packet, plan.kind):
+            self._once(f"{plan.label}: what its edit list hides before zero is left out")
+            return
         if self._cuts:
             begun = len(self._begun)
             if self._is_early(packet, plan):

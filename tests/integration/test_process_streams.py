@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from streamdeblur import process_video
 from streamdeblur.config import ProcessOptions
@@ -98,3 +99,81 @@ def test_h264_with_b_frames_in_avi_runs_evenly_to_its_end(tmp_path: Path) -> Non
     written = read_clip(tmp_path / "b.mp4")
     assert [p.time for p in written] == found
     assert [read_number(p.parts["Y"]) for p in written] == list(range(25))
+
+
+def mux_with(path: Path, video: Path, sounds: dict[str, bool], *, tags: dict[str, str] | None = None) -> Path:
+    """The video of a clip and a second of silence in each codec, with whether it is marked as the default."""
+    with av.open(str(video)) as source, av.open(str(path), "w") as out:
+        picture: Any = out.add_stream_from_template(source.streams.video[0], opaque=True)
+        picture.disposition = Disposition.default
+        picture.metadata.update(tags or {})
+        streams: list[Any] = []
+        for codec, default in sounds.items():
+            stream: Any = out.add_stream(codec, rate=48000 if codec == "libopus" else 44100, layout="mono")
+            stream.disposition = Disposition.default if default else Disposition(0)
+            streams.append(stream)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = picture
+                out.mux(packet)
+        for stream in streams:
+            context = stream.codec_context
+            silence = np.zeros((1, context.sample_rate), np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
+            frame.sample_rate, frame.pts = context.sample_rate, 0
+            resampler = av.AudioResampler(context.format, "mono", context.sample_rate, context.frame_size or None)
+            for part in [*resampler.resample(frame), *resampler.resample(None)]:
+                out.mux(stream.encode(part))
+            out.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return write_numbered_clip(tmp_path / "video.mp4", 25, SIZE, rate=25)
+
+
+def test_mp2_in_mp4_is_no_difference(tmp_path: Path, video: Path) -> None:
+    """MP4 has one code for all layers, and FFmpeg reads it as MP3 until it decodes."""
+    source = mux_with(tmp_path / "a.mkv", video, {"mp2": True})
+    process_video(source, tmp_path / "b.mp4", model="identity")
+    report = verify(source, tmp_path / "b.mp4")
+    assert report.differences == []
+    assert [n for n in report.notes if "mp2 and mp3" in n]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_tags_of_streams_that_get_lost_are_told(
+    tmp_path: Path, video: Path, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = mux_with(tmp_path / "a.mkv", video, {"aac": True}, tags={"SOURCE_OSHASH": "9bbb", "title": "pic"})
+    process_video(source, tmp_path / f"b.{ending}", model="identity")
+    lost = "lost, because MP4 does not hold it: the tags SOURCE_OSHASH of stream 0 (video); .mkv would keep it"
+    assert told(caplog) == ([lost] if ending == "mp4" else [])
+    assert len(verify(source, tmp_path / f"b.{ending}").differences) == len(told(caplog))
+
+
+def test_a_mark_that_a_container_adds_is_told(tmp_path: Path, video: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MOV can't hold the stream that was marked, and needs an enabled one of each kind."""
+    source = mux_with(tmp_path / "a.mkv", video, {"aac": False, "libopus": True})
+    process_video(source, tmp_path / "b.mov", model="identity")
+    assert [t for t in told(caplog) if "the mark not default of stream 1 (audio)" in t]
+    assert "stream 1 (audio, aac) is now marked default" in verify(source, tmp_path / "b.mov").differences
+
+
+def test_the_last_frame_is_shown_as_long_as_its_track_says(tmp_path: Path, video: Path) -> None:
+    """An edit list may last a little longer than the pictures that it shows."""
+    data = bytearray(video.read_bytes())
+    at = data.index(b"elst") + 12  # duration in the movie's ticks, beginning in the track's
+    length, begin = (int.from_bytes(data[at + k : at + k + 4], "big") for k in (0, 4))
+    movie, track = (int.from_bytes(data[data.index(k) + 16 :][:4], "big") for k in (b"mvhd", b"mdhd"))
+    data[at : at + 4] = (length - movie * 17 // 100).to_bytes(4, "big")  # five frames less, 30 ms more
+    data[at + 4 : at + 8] = (begin + track // 5).to_bytes(4, "big")
+    (tmp_path / "a.mp4").write_bytes(data)
+    with open_video(tmp_path / "a.mp4") as was:
+        assert was.end == Fraction(83, 100)
+        assert [f.pts * f.time_base for f in was if f.pts is not None][-1] == Fraction(76, 100)
+    process_video(tmp_path / "a.mp4", tmp_path / "b.mp4", model="identity")
+    assert verify(tmp_path / "a.mp4", tmp_path / "b.mp4").differences == []
+    with open_video(tmp_path / "b.mp4") as now:
+        assert now.end == Fraction(83, 100)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from streamdeblur.video.packets import StreamDigest, avc_parameter_sets, without_adts
+from types import SimpleNamespace
+
+import pytest
+
+from streamdeblur.video.packets import StreamDigest, avc_parameter_sets, is_hidden, without_adts
 
 
 def _adts(payload: bytes, *, crc: bool = False, length: int | None = None) -> bytes:
@@ -66,3 +70,21 @@ def test_parameter_sets_of_an_avcc_record() -> None:
         assert avc_parameter_sets(record) == b"".join(len(s).to_bytes(width, "big") + s for s in sets)
     assert avc_parameter_sets(b"\0\0\0\1\x67\x64\0\x0a") == b""
     assert avc_parameter_sets(b"") == b""
+
+
+@pytest.mark.parametrize(
+    ("kind", "pts", "duration", "discard", "hidden"),
+    [
+        ("subtitle", -800, 200, True, True),
+        ("data", -700, 700, True, True),
+        ("subtitle", -100, 200, True, False),  # seen in part
+        ("subtitle", -800, 200, False, False),
+        ("audio", -800, 200, True, False),  # needed to decode what follows
+        ("video", -800, 200, True, False),
+        ("subtitle", None, 200, True, False),
+        ("subtitle", 0, 200, False, False),
+    ],
+)
+def test_what_an_edit_list_hides(kind: str, pts: int | None, duration: int, discard: bool, hidden: bool) -> None:
+    packet = SimpleNamespace(pts=pts, duration=duration, is_discard=discard)
+    assert is_hidden(packet, kind) is hidden

@@ -17,12 +17,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from av.stream import Disposition
-
 from streamdeblur.config import Interlaced
 from streamdeblur.errors import UsageError
 from streamdeblur.jobs.verify.lockstep import read_together
-from streamdeblur.jobs.verify.pairing import Pairing, is_cover, pair_streams, target_codec
+from streamdeblur.jobs.verify.pairing import Pairing, pair_streams, target_codec
 from streamdeblur.jobs.verify.pictures import PictureCheck
 from streamdeblur.jobs.verify.report import VerifyReport
 from streamdeblur.jobs.verify.tags import (
@@ -33,11 +31,13 @@ from streamdeblur.jobs.verify.tags import (
     lower,
 )
 from streamdeblur.jobs.verify.tracks import TrackCheck
-from streamdeblur.video.losses import same_ratio
+from streamdeblur.video.losses import players_choice, same_ratio
 from streamdeblur.video.reader import DecodedFrame, VideoReader
 from streamdeblur.video.streams import BEFORE_ZERO, StreamPlan, codec_name, fit_range, is_chapter_track, plan_streams
 from streamdeblur.video.writer import muxer_for
 
+#: One code of MP4 stands for all layers of MPEG audio (ISO/IEC 14496-1, objectTypeIndication 0x69 and 0x6B).
+_MPEG_AUDIO = {"mp1", "mp2", "mp3"}
 #: The containers that FFmpeg reads as one format, by its first name for it; the likeliest first.
 _FAMILIES = {"mov": ("mp4", "mov", "3gp"), "matroska": ("matroska", "webm")}
 
@@ -190,16 +190,9 @@ def _compare_headers(report: VerifyReport, paired: Pairing, a: VideoReader, b: V
     """What is said of the file and its streams, and what has no packets."""
     compare_container_tags(report, a.container, b.container)
     streams = a.container.streams
-    heads = {s.type: s for s in reversed(list(streams)) if not is_cover(s)}
-    marked = {s.type for s in streams if s.disposition & Disposition.default and not is_cover(s)}
-
-    def first(index: int) -> bool:
-        """Whether players take the stream where none is marked, and the source marks no other instead."""
-        s = streams[index]
-        return heads.get(s.type) is s and (s.type not in marked or bool(s.disposition & Disposition.default))
-
+    first = players_choice(streams)
     chosen = a.stream.index
-    compare_stream_tags(report, "the video", a.stream, b.stream, container, first=first(chosen))
+    compare_stream_tags(report, "the video", a.stream, b.stream, container, first=chosen in first)
     for p, index in paired.pairs:
         x: Any = streams[p.index]
         y: Any = b.container.streams[index]
@@ -214,9 +207,13 @@ def _compare_headers(report: VerifyReport, paired: Pairing, a: VideoReader, b: V
             if p.index not in paired.alike:
                 report.differ(f"{p.label}: its picture differs")
             continue
-        compare_stream_tags(report, p.label, x, y, container, first=first(p.index))
-        if codec_name(y) not in (target_codec(p), "unknown"):
-            report.differ(f"{p.label}: its codec {target_codec(p)} became {codec_name(y)}")
+        compare_stream_tags(report, p.label, x, y, container, first=p.index in first)
+        was, now = target_codec(p), codec_name(y)
+        if now not in (was, "unknown"):
+            if {was, now} <= _MPEG_AUDIO and container in BEFORE_ZERO:
+                report.note(f"{p.label}: {container} has one name for {was} and {now}; decoders see which it is")
+            else:
+                report.differ(f"{p.label}: its codec {was} became {now}")
         if p.kind == "video" and not same_ratio(x.sample_aspect_ratio, y.sample_aspect_ratio, container):
             ratios = (x.sample_aspect_ratio or Fraction(1), y.sample_aspect_ratio or Fraction(1))
             report.differ(f"{p.label}: sample aspect ratio {ratios[0]} became {ratios[1]}")

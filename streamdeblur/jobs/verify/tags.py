@@ -10,20 +10,11 @@ from typing import Any
 from av.stream import Disposition
 
 from streamdeblur.jobs.verify.report import VerifyReport
+from streamdeblur.video.losses import ANYWHERE, HANDLERS, OF_THE_FILE, UNMARKED
 from streamdeblur.video.reader import VideoReader
 from streamdeblur.video.streams import BEFORE_ZERO, container_tags
 from streamdeblur.video.timeline import lift
 
-#: What describes the old file and not what is in it: who wrote it, and counts that mkvmerge and FFmpeg leave behind.
-_OF_THE_FILE = re.compile(
-    r"^(_statistics|bps|duration|number_of_(frames|bytes)|encoder|vendor_id|language|major_brand|minor_version"
-    r"|compatible_brands|filename|mimetype)",
-    re.IGNORECASE,
-)
-#: What FFmpeg writes into MP4 where nothing is known.
-_HANDLERS = {"VideoHandler", "SoundHandler", "SubtitleHandler", "DataHandler", "TimeCodeHandler"}
-#: Kept when they are anywhere in the output: containers differ in whether the file or a stream has them.
-_ANYWHERE = {"creation_time", "timecode"}
 #: ISO 639-2: bibliographic codes and the terminological ones for the same language; Matroska is written with the first.
 _TERMINOLOGICAL = {
     "alb": "sqi", "arm": "hye", "baq": "eus", "bur": "mya", "chi": "zho", "cze": "ces", "dut": "nld", "fre": "fra",
@@ -32,8 +23,6 @@ _TERMINOLOGICAL = {
 }  # fmt: skip
 #: Dispositions that say how a stream is stored; the pairing of streams looks at them.
 _STORAGE = int(Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image)
-#: Containers that mark no stream as the default one.
-_UNMARKED = {"avi", "mpegts"}
 #: Seconds between two times of a chapter that are the same: containers keep them in milliseconds.
 _CHAPTER_TICK = 0.0011
 
@@ -70,9 +59,9 @@ def _titled(stream: Any) -> dict[str, str]:
 
 def _compare(report: VerifyReport, what: str, a: Mapping[str, str], b: Mapping[str, str], output: Any) -> None:
     for key, value in a.items():
-        if not value or _OF_THE_FILE.match(key) or (key == "handler_name" and value in _HANDLERS):
+        if not value or OF_THE_FILE.match(key) or (key == "handler_name" and value in HANDLERS):
             continue
-        if key in _ANYWHERE and _plain(key, value) in found_anywhere(output, key):
+        if key in ANYWHERE and _plain(key, value) in found_anywhere(output, key):
             continue
         now = b.get(key)
         if now is None:
@@ -98,7 +87,7 @@ def compare_stream_tags(report: VerifyReport, what: str, x: Any, y: Any, contain
     lost, gained = was & ~now, now & ~was
     if first and container in BEFORE_ZERO:
         gained &= ~int(Disposition.default)  # it needs an enabled track of each kind
-    if first and container in _UNMARKED:
+    if first and container in UNMARKED:
         lost &= ~int(Disposition.default)
     for text, bits in (("is no longer", lost), ("is now", gained)):
         names = " and ".join(str(d.name).replace("_", " ") for d in Disposition if bits & int(d))

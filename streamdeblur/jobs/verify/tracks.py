@@ -9,7 +9,7 @@ from typing import Any
 from streamdeblur.jobs.verify.lockstep import Lane
 from streamdeblur.jobs.verify.pairing import payload, target_codec
 from streamdeblur.jobs.verify.report import VerifyReport
-from streamdeblur.video.packets import StreamDigest
+from streamdeblur.video.packets import StreamDigest, is_hidden
 from streamdeblur.video.reader import CopyPacket
 from streamdeblur.video.streams import StreamPlan, codec_name, has_styles, subrip_to_mov_text
 
@@ -78,6 +78,9 @@ class TrackCheck:
         """A packet of the source (side 0) or of the output (1)."""
         packet = item.packet
         if side == 0 and self._cut and self._is_early(packet):
+            return
+        if side == 0 and is_hidden(packet, self.plan.kind):
+            self._report.note(f"{self.plan.label}: what its edit list hides before zero is not in the output")
             return
         raw = bytes(packet)
         if side == 0 and self.plan.action == "subrip" and has_styles(raw):
