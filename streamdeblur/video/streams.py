@@ -27,9 +27,12 @@ log = logging.getLogger(__name__)
 BEFORE_ZERO = frozenset(("mp4", "mov", "3gp"))
 
 #: Containers that are recommended for what another one can't hold, best first, and the endings of their names.
-_KEEPERS = {"matroska": ".mkv", "mp4": ".mp4", "mov": ".mov", "mpegts": ".ts"}
+_KEEPERS = {"matroska": ".mkv", "mp4": ".mp4", "mov": ".mov", "mpegts": ".ts", "avi": ".avi", "nut": ".nut"}
 
-Action = Literal["copy", "attach", "subrip", "mov_text", "drop"]
+Action = Literal["copy", "acm", "attach", "subrip", "mov_text", "drop"]
+
+#: Codecs of WAV that Matroska holds by their WAVEFORMATEX, and FFmpeg's muxer refuses.
+_ACM = re.compile(r"wma(v1|v2|pro|lossless|voice)|adpcm_\w+|pcm_(mulaw|alaw)|gsm_ms|truespeech")
 
 _NAMELESS = {"bin_data", "unknown"}
 _TEXT = {"subrip", "srt", "text"}
@@ -56,7 +59,8 @@ class Cover:
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
     """index: of the stream in the source. why: only for "drop", for the reader; keeper: ending of a file that would
-    hold it, if known. cover: set for a cover picture."""
+    hold it, if known. cover: set for a cover picture. wave: of sound that Matroska holds by its WAVEFORMATEX ("acm").
+    """
 
     index: int
     kind: str
@@ -65,6 +69,7 @@ class StreamPlan:
     why: str = ""
     cover: Cover | None = None
     keeper: str = ""
+    wave: bytes | None = None
 
     @property
     def label(self) -> str:
@@ -100,8 +105,9 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
             n: str = name,
             cover: Cover | None = None,
             keeper: str = "",
+            wave: bytes | None = None,
         ) -> None:
-            plans.append(StreamPlan(s.index, s.type, n, action, why, cover, keeper))
+            plans.append(StreamPlan(s.index, s.type, n, action, why, cover, keeper, wave))
 
         if stream.type == "attachment":
             if container == "matroska":
@@ -133,6 +139,8 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
         why = _refusal(stream, container, samples.get(stream.index))
         if why is None:
             plan("copy")
+        elif container == "matroska" and (wave := _wave_format(stream, name)) is not None:
+            plan("acm", wave=wave)
         elif stream.type == "subtitle" and name == "mov_text" and container == "matroska":
             plan("subrip")
         elif stream.type == "subtitle" and name in _TEXT and container in ("mp4", "mov"):
@@ -143,13 +151,35 @@ def plan_streams(source: Any, chosen: int, container: str, path: str) -> list[St
     return plans
 
 
+def _wave_format(stream: Any, codec: str) -> bytes | None:
+    """The WAVEFORMATEX of sound that Matroska holds by it, as FFmpeg's own muxer of WAV writes it; None for others."""
+    if stream.type != "audio" or not _ACM.fullmatch(codec):
+        return None
+    file = io.BytesIO()
+    try:
+        with av.open(file, "w", format="wav") as out:
+            out.add_stream_from_template(stream, opaque=True)
+            out.start_encoding()
+    except (av.error.FFmpegError, OSError, ValueError) as e:
+        log.debug("no WAVEFORMATEX of %s: %s", codec, reason(e))
+        return None
+    data = file.getvalue()
+    at = data.find(b"fmt ", 12)
+    length = int.from_bytes(data[at + 4 : at + 8], "little")
+    return data[at + 8 : at + 8 + length] if at > 0 and length >= 16 else None
+
+
 def _keeper(stream: Any, codec: str, container: str, sample: Any) -> str:
     """Ending of a file that would hold a stream which ``container`` does not, empty if none does."""
     if codec == "mov_text":
         return ".mp4"
+    if container != "matroska" and _wave_format(stream, codec) is not None:
+        return ".mkv"
     if codec in _NAMELESS:
         return ""  # MOV takes its packets, but not the description without which nobody can read them
     for other, ending in _KEEPERS.items():
+        if other == "nut" and stream.type != "audio":
+            continue  # it takes anything, and few read it
         if other != container and _refusal(stream, other, sample) is None:
             return ending
     return ""

@@ -122,7 +122,7 @@ class VideoWriter:
             )
         self.timeline = Timeline(info.time_base, reader.rate, self._lift)
         self._time_base = self.timeline.tick
-        self._booked: dict[str, tuple[str, tuple[int, int] | None]] = {}
+        self._booked: dict[str, matroska.Rewrite] = {}
         self._last_duration: dict[int, int] = {}
         self._first_stamps: list[int] = []
         self._end = reader.end if "mov" in reader.container.format.name else None
@@ -225,12 +225,17 @@ class VideoWriter:
                     continue
                 if plan.action == "copy":
                     target = out.add_stream_from_template(source, opaque=True)
+                elif plan.action == "acm":
+                    sound: Any = source
+                    target = out.add_mux_stream(matroska.STAND_IN, rate=sound.codec_context.sample_rate)
                 else:
                     target = out.add_mux_stream(plan.action)
                     target.time_base = Fraction(1, 1000)
                 copy_stream_tags(source, target)
-                if plan.action == "copy" and source.time_base:
+                if plan.action in ("copy", "acm") and source.time_base:
                     target.time_base = source.time_base
+                if plan.wave is not None:
+                    self._book(target, wave=plan.wave)
                 if plan.kind == "video" and plan.action == "copy":
                     picture: Any = source
                     size = (picture.codec_context.width, picture.codec_context.height)
@@ -278,10 +283,13 @@ class VideoWriter:
         """Book room in a Matroska header for the display size of a track whose pixels are not square."""
         if self.container_name not in _MATROSKA or not ratio or ratio == 1 or not all(size):
             return
+        self._book(target, size=matroska.display_size(*size, Fraction(ratio)))
+
+    def _book(self, target: Any, *, size: tuple[int, int] | None = None, wave: bytes | None = None) -> None:
         title = target.metadata.get("title", "")
-        name = matroska.booked_name(title, len(self._booked))
+        name = matroska.booked_name(title, len(self._booked), wave)
         target.metadata["title"] = name
-        self._booked[name] = (title, matroska.display_size(*size, Fraction(ratio)))
+        self._booked[name] = matroska.Rewrite(title, size, wave)
 
     # --- frames ------------------------------------------------------------------------------------------------------
 
@@ -488,7 +496,7 @@ class VideoWriter:
             self._open = None
             # FFmpeg tells nobody about a write that failed while it closed the file.
             if self._booked:
-                matroska.write_display_sizes(self.partial, self._booked)
+                matroska.rewrite_tracks(self.partial, self._booked)
             with open(self.partial, "rb+") as f:
                 os.fsync(f.fileno())
             if shutil.disk_usage(self.partial.parent).free < 4096:

@@ -19,6 +19,7 @@ from streamdeblur.jobs.images import process_images
 from streamdeblur.jobs.verify import verify
 from streamdeblur.video.reader import open_video
 from streamdeblur.video.simple import read_rgb, write_clip
+from streamdeblur.video.streams import plan_streams
 from tests.clips import numbered_picture, read_clip, read_number, read_packets, write_numbered_clip
 
 pytestmark = pytest.mark.integration
@@ -110,6 +111,7 @@ def mux_with(path: Path, video: Path, sounds: dict[str, bool], *, tags: dict[str
         streams: list[Any] = []
         for codec, default in sounds.items():
             stream: Any = out.add_stream(codec, rate=48000 if codec == "libopus" else 44100, layout="mono")
+            stream.bit_rate = 64000
             stream.disposition = Disposition.default if default else Disposition(0)
             streams.append(stream)
         for packet in source.demux(video=0):
@@ -177,3 +179,29 @@ def test_the_last_frame_is_shown_as_long_as_its_track_says(tmp_path: Path, video
     assert verify(tmp_path / "a.mp4", tmp_path / "b.mp4").differences == []
     with open_video(tmp_path / "b.mp4") as now:
         assert now.end == Fraction(83, 100)
+
+
+@pytest.mark.parametrize(
+    "codec", ["wmav1", "wmav2", "pcm_mulaw", "pcm_alaw", "adpcm_ima_wav", "adpcm_ms", "adpcm_yamaha"]
+)
+def test_sound_of_avi_is_kept_in_matroska(
+    tmp_path: Path, video: Path, codec: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FFmpeg's muxer knows no place for it, but the format has one."""
+    plain = write_numbered_clip(tmp_path / "plain.avi", 25, SIZE, codec="mpeg4", rate=25)
+    source = mux_with(tmp_path / "a.avi", plain, {codec: True, "libmp3lame": False})
+    summary = process_video(source, model="identity")
+    output = tmp_path / "a.deblurred.mkv"
+    assert summary.dropped == ()
+    assert told(caplog) == []
+    assert verify(source, output).differences == []
+    assert [p for _, p in read_packets(output, 1)] == [p for _, p in read_packets(source, 1)]
+    with av.open(str(source)) as a, av.open(str(output)) as b:
+        x, y = a.streams.audio[0].codec_context, b.streams.audio[0].codec_context
+        assert (x.name, x.channels, x.sample_rate) == (y.name, y.channels, y.sample_rate)
+        heard = [[f.to_ndarray().tobytes() for f in c.decode(c.streams.audio[0])] for c in (a, b)]
+        assert heard[0] == heard[1] != []
+    with av.open(str(source)) as container:
+        sound = container.streams.audio[0]
+        for other in ("mp4", "webm"):
+            assert plan_streams(container, 0, other, str(source))[0].keeper == ".mkv", sound.name

@@ -1,4 +1,4 @@
-"""Display sizes written into a Matroska header in place."""
+"""Display sizes and codecs of WAV written into a Matroska header in place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from streamdeblur.video.matroska import booked_name, display_size, write_display_sizes
+from streamdeblur.video.matroska import STAND_IN, Rewrite, booked_name, display_size, rewrite_tracks
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_ratio_and_name_are_read_back(tmp_path: Path) -> None:
     first, second = booked_name("left", 0), booked_name("", 1)
     _write(path, [first, second])
     size = path.stat().st_size
-    write_display_sizes(
+    rewrite_tracks(
         path,
         {
-            first: ("left", display_size(176, 144, Fraction(44, 45))),
-            second: ("", display_size(176, 144, Fraction(12, 11))),
+            first: Rewrite("left", display_size(176, 144, Fraction(44, 45))),
+            second: Rewrite("", display_size(176, 144, Fraction(12, 11))),
         },
     )
     assert path.stat().st_size == size
@@ -76,11 +76,36 @@ def test_unknown_track_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     _write(path, ["plain"])
     with pytest.raises(ValueError, match="not found"):
-        write_display_sizes(path, {booked_name("other", 0): ("", (4, 3))})
+        rewrite_tracks(path, {booked_name("other", 0): Rewrite("", (4, 3))})
 
 
 def test_a_file_that_is_not_matroska_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     path.write_bytes(bytes(range(1, 200)))
     with pytest.raises(ValueError):
-        write_display_sizes(path, {})
+        rewrite_tracks(path, {})
+
+
+@pytest.mark.parametrize("extra", [0, 2, 130, 400])
+def test_sound_under_the_name_of_another_codec_gets_its_own(tmp_path: Path, extra: int) -> None:
+    """mu-law, one byte a sample; a description may be longer than one byte of length says."""
+    wave = bytes.fromhex("0700020044ac00008858010002000800") + extra.to_bytes(2, "little") + bytes(extra)
+    path, name = tmp_path / "a.mkv", booked_name("sound", 0, wave)
+    with av.open(str(path), "w", format="matroska") as out:
+        stream: Any = out.add_mux_stream(STAND_IN, rate=44100)
+        stream.time_base = Fraction(1, 1000)
+        stream.metadata["title"] = name
+        for i in range(4):
+            packet: av.Packet[Any] = av.Packet(bytes([i]) * 2000)
+            packet.pts = packet.dts = 23 * i
+            packet.time_base, packet.stream = Fraction(1, 1000), stream
+            out.mux(packet)
+    size = path.stat().st_size
+    rewrite_tracks(path, {name: Rewrite("sound", wave=wave)})
+    assert path.stat().st_size == size
+    with av.open(str(path)) as container:
+        sound = container.streams.audio[0]
+        assert sound.codec_context.name == "pcm_mulaw"
+        assert (sound.codec_context.channels, sound.codec_context.sample_rate) == (2, 44100)
+        assert sound.metadata["title"] == "sound"
+        assert [bytes(p) for p in container.demux(sound) if p.size] == [bytes([i]) * 2000 for i in range(4)]
