@@ -69,10 +69,10 @@ def read_image(
 
     on_error: "bypass" takes what can be seen of a damaged JPEG, with a warning. Raises UnreadableInput or BrokenStream.
     """
-    count = pictures_in(path)
-    if count > 1:
-        log.warning("%s holds %d pictures: only the first is read, %d are left out", path, count, count - 1)
     with VideoReader(path, copy_streams=False, on_error=on_error) as reader:
+        count = pictures_in(path)
+        if count > 1:
+            log.warning("%s holds %d pictures: only the first is read, %d are left out", path, count, count - 1)
         frame = next(iter(reader))
         numbered = DecodedFrame(index, None, Fraction(1), frame.planes, frame.spec, frame.native)
         return numbered, reader.tags

@@ -474,7 +474,8 @@ class VideoReader:
         except av.error.FFmpegError as e:
             self.skipped += 1
             at = Fraction(packet.dts) * packet.time_base if packet.dts is not None else last
-            what = f"a packet can't be decoded ({reason(e)})"
+            part = "a picture can't be decoded whole" if self._strict else "a packet can't be decoded"
+            what = f"{part} ({reason(e)})"
             if self._first is not None:
                 self._break(what, at)
             elif early:
