@@ -94,8 +94,10 @@ def test_psnr_of_known_differences() -> None:
 def test_odd_sizes_and_empty_clips_are_refused_before_work(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="321x180"):
         run_demo(DemoOptions(tmp_path / "out", size=(321, 180)))
-    with pytest.raises(UsageError, match="no frame"):
+    with pytest.raises(UsageError, match="no length"):
         run_demo(DemoOptions(tmp_path / "out", seconds=0.0))
+    with pytest.raises(UsageError, match="no frame"):
+        run_demo(DemoOptions(tmp_path / "out", seconds=0.01))
     assert not (tmp_path / "out").exists()
 
 

@@ -24,6 +24,12 @@ pytestmark = pytest.mark.integration
 SIZE, RATE = (160, 64), 12
 
 
+@pytest.fixture(autouse=True)
+def every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No frame is left out on a machine that stands still for a second while outputs start."""
+    monkeypatch.setattr(chain, "_QUEUE", 512)
+
+
 def write_clip(path: Path, codec: str, rate: int, seconds: int = 3, begin: Fraction = Fraction(0)) -> Path:
     """Numbered pictures with a tone in ``codec`` that begins after ``begin`` seconds."""
     with av.open(str(path), "w") as out:
@@ -75,9 +81,8 @@ def lag(path: Path, source: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("begin", [Fraction(0), Fraction(5, 2)])
-def test_sound_is_in_time_wherever_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Fraction) -> None:
+def test_sound_is_in_time_wherever_it_begins(tmp_path: Path, begin: Fraction) -> None:
     """After the first segment of HLS, or a little behind the first picture of a file."""
-    monkeypatch.setattr(chain, "_QUEUE", 64)
     clip = write_clip(tmp_path / "in.mp4", "aac", 48000, seconds=4, begin=begin)
     outputs = (f"hls:{tmp_path}/hls", *(f"{tmp_path}/whole-{e}/a.{e}" for e in ("mp4", "mov", "mkv", "ts")))
     for e in ("mp4", "mov", "mkv", "ts"):
@@ -100,7 +105,7 @@ def test_sound_that_has_its_format_in_every_packet_is_heard_in_every_output(tmp_
     heard: list[Any] = []
     with Relay() as relay:
         outputs = (relay.url("out"), f"hls:{tmp_path}/hls", *(f"{tmp_path}/a.{e}" for e in ("mp4", "mov", "mkv", "ts")))
-        with running(str(clip), to=outputs, segment_seconds=0, loop=True, hls_window=50) as (job, _):
+        with running(str(clip), to=outputs, segment_seconds=0, loop=True, hls_window=50) as (job, seen):
             wait_for(lambda: [o.state for o in job.status().sources[0].outputs] == ["live"] * 6, "all outputs")
 
             def listen() -> None:
@@ -114,7 +119,7 @@ def test_sound_that_has_its_format_in_every_packet_is_heard_in_every_output(tmp_
             listener = threading.Thread(target=listen)
             listener.start()
             listener.join(90)
-            wait_for(lambda: job.status().sources[0].frames >= 5 * RATE, "frames")
+            wait_for(lambda: len(seen.frames) >= 5 * RATE, "frames")
     assert np.sqrt(np.mean(np.concatenate(heard[4:], axis=1) ** 2)) > 0.1
     for name in ("hls/index.m3u8", "a.mp4", "a.mov", "a.mkv", "a.ts"):
         assert loudness(tmp_path / name) > 0.1, name
