@@ -38,6 +38,8 @@ def stamped(container: av.container.InputContainer, most: int | None = None) -> 
     """(number in the picture, seconds) of the frames, ``most`` at most."""
     found: list[tuple[int, Fraction]] = []
     for frame in container.decode(video=0):
+        if frame.pts is None and not found:  # over RTSP the first packets may have none
+            continue
         assert frame.pts is not None
         assert frame.time_base is not None
         found.append((read_number(frame.to_ndarray(format="gray")), frame.pts * frame.time_base))
@@ -73,6 +75,8 @@ def test_records_rtsp_hls_and_files_agree_on_every_frame(clips: Path, tmp_path: 
         reader.start()
         reader.join(90)
         wait_for(lambda: job.status().sources[0].outputs[2].segments >= 2, "two complete files")
+        # A detector on a busy machine does not see every frame.
+        wait_for(lambda: len((tmp_path / "found.jsonl").read_text().splitlines()) > RATE, "records")
     assert len(by_rtsp) == 2 * RATE
 
     # Which number was burned into which frame: from the records of the detector, which saw the restored pictures.
