@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 import click
-from click.utils import PacifyFlushWrapper
+
 
 from streamdeblur.errors import StreamdeblurError
 
@@ -39,7 +39,7 @@ def run_and_exit(action: Callable[[], object], *, debug: bool = False) -> NoRetu
         sys.stdout.flush()  # what can't be printed is told here, and not while the interpreter ends
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1 if e.code else 0
-        if type(sys.stdout) is PacifyFlushWrapper:  # click's mark of a broken pipe
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # click's mark of a broken pipe
             code = 141
         try:
             sys.stdout.flush()
