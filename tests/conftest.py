@@ -18,6 +18,8 @@ import pytest
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray lowers the priority of its workers, which starve where anything else is at work.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Several processes of tests share the cores: threads of PyTorch that wait for each other must not burn them meanwhile.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 #: A skip whose reason holds one of these is for want of something that CI has.
 WANTED = (

@@ -17,7 +17,6 @@ from typing import NoReturn
 
 import click
 
-
 from streamdeblur.errors import StreamdeblurError
 
 

@@ -38,7 +38,7 @@ from tests.rtsp_relay import Relay, free_port
 SIZE = (160, 64)
 RATE = 12
 #: Seconds that anything may take on a machine that has a lot else to do.
-PATIENCE = 90.0
+PATIENCE = 150.0
 
 
 class Brighten:
