@@ -57,6 +57,25 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """On CI, tell a failure when it happens: the summary never comes where the run is ended from outside."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Tell(reporter))
+
+
+class _Tell:
+    def __init__(self, reporter: Any) -> None:
+        self._reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._reporter.ensure_newline()
+            self._reporter.write_line(f"{report.nodeid} failed ({report.when}):")
+            self._reporter.write_line(report.longreprtext[-6000:])
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder that STREAMDEBLUR_DATA names."""

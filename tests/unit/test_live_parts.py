@@ -27,10 +27,12 @@ from streamdeblur.restore.planner import SpendOptions
 from streamdeblur.runtime.pool import Item, Result
 from streamdeblur.video.live.backoff import Backoff
 from streamdeblur.video.live.clock import LiveClock
-from streamdeblur.video.live.link import Link
+from streamdeblur.video.live.link import Link, SoundStream
+from streamdeblur.video.live.source import LiveSource, SoundPacket, SourceSettings
 from streamdeblur.video.live.urls import MaskFilter, mask, remember, with_credentials
-from streamdeblur.video.live.wire import Decoded, planes_of
+from streamdeblur.video.live.wire import Decoded, Opened, Over, Picture, Sound, planes_of
 from streamdeblur.video.publish_targets import parse_target, segment_path
+from streamdeblur.video.tags import SourceTags
 
 ROOT = Path(__file__).parents[2]
 T = Fraction(1, 25)
@@ -522,3 +524,62 @@ def test_a_source_may_be_a_url_alone() -> None:
     options = parse(LiveOptions, {"sources": ["rtsp://h/a"], "to": "none"})
     assert options.sources == (parse(SourceOptions, {"url": "rtsp://h/a"}),)
     assert options.to == ("none",)
+
+
+class _Script:
+    """In place of a reading process: says what it was told to say."""
+
+    returncode: int | None = None
+
+    def __init__(self, *messages: tuple[Any, bytes]) -> None:
+        self.link = self
+        self._left = list(messages)
+
+    def send(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def ready(self, _: float) -> bool:
+        return bool(self._left)
+
+    def receive(self, _: float) -> tuple[Any, bytearray]:
+        message, payload = self._left.pop(0)
+        return message, bytearray(payload)
+
+    def kill(self) -> None:
+        self.returncode = -9
+
+
+def test_sound_waits_for_a_picture_that_knows_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # RTSP may begin with pictures whose timestamps are not known yet.
+    spec = FrameSpec(4, 2, ColorSpec("yuv", chroma_shift=(1, 1)))
+    tags = SourceTags("yuv420p", "yuv", 2, 2, 2, 0, None, None, None, ())
+    planes = bytes(12)
+    millisecond = Fraction(1, 1000)
+    script = _Script(
+        (Opened("h264", Fraction(25), SoundStream(b"", "aac")), b""),
+        (Sound(980, 20, millisecond), b"too early"),
+        (Sound(1040, 20, millisecond), b"one"),
+        (Picture(spec, tags), b""),
+        (Decoded(None, millisecond, 100.0), planes),
+        (Sound(1060, 20, millisecond), b"two"),
+        (Decoded(None, millisecond, 100.04), planes),
+        (Decoded(1080, millisecond, 100.08), planes),
+        (Sound(1080, 20, millisecond), b"three"),
+        (Over("finished", ""), b""),
+    )
+    monkeypatch.setattr("streamdeblur.video.live.source.Child", lambda _: script)
+    frames: list[float] = []
+    heard: list[SoundPacket] = []
+    ended = threading.Event()
+    source = LiveSource(
+        "camera",
+        "rtsp://camera/1",
+        SourceSettings(),
+        on_frame=lambda arrived: frames.append(round(float(arrived.time), 2)),
+        on_sound=heard.append,
+        on_end=lambda _: ended.set(),
+    )
+    source.start()
+    assert ended.wait(10), f"it stands at frame {len(frames)}"
+    assert frames == [0.0, 0.04, 0.08]
+    assert [(p.data, round(float(p.time), 2)) for p in heard] == [(b"one", 0.04), (b"two", 0.06), (b"three", 0.08)]

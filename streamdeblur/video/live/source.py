@@ -331,7 +331,8 @@ class LiveSource:
             self._status = replace(self._status, frames=self._index)
         wall = time.time() - (time.monotonic() - message.arrival)
         self._on_frame(Arrived(frame, message.arrival, wall, self._picture.tags, self._rate, self._sound))
-        while self._early:
+        # A picture without a timestamp tells nothing: RTSP may begin with such.
+        while self._early and self._clock.knows:
             self._give_sound(*self._early.popleft())
 
     def _new_clock(self) -> None:
