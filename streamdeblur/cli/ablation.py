@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging
 from streamdeblur.cli.options import common
 from streamdeblur.cli.training import ShownRun
 
@@ -70,7 +68,7 @@ def ablate(
     if as_json:
         print(json.dumps({f"table_{n}": found for n, found in results.tables.items()}, indent=2))
     else:
-        out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+        out = make_output(120)
         for number, found in results.tables.items():
             table = Table(title=f"Table {number}", box=None, pad_edge=False, title_justify="left")
             for head in HEADS[number]:

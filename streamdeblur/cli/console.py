@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from streamdeblur.cli.exits import ReaderGone
+
 if TYPE_CHECKING:
     from streamdeblur.jobs.process import Progress as Snapshot
 
@@ -97,9 +99,19 @@ class LineHandler(logging.Handler):
             self.handleError(record)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise ReaderGone
+
+
 def make_console() -> Console:
     """The console on stderr."""
-    return Console(file=sys.stderr, soft_wrap=True)
+    return _Console(file=sys.stderr, soft_wrap=True)
+
+
+def make_output(width: int) -> Console:
+    """The console on stdout, for tables. width: where it is no terminal."""
+    return _Console(file=sys.stdout, width=None if sys.stdout.isatty() else width)
 
 
 def set_up_logging(console: Console, *, debug: bool) -> None:

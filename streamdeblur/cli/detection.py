@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging
 from streamdeblur.cli.options import gather, model_options
 from streamdeblur.evaluation.detection_options import DetectEvalOptions, DetectionMeasureOptions
 
@@ -54,7 +52,7 @@ def detect_eval(
     if as_json:
         print(result.as_json(), end="")
     else:
-        out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
+        out = make_output(140)
         for s in result.sets:
             out.print(_table(s, ["blurry", *result.models]))
     if options.output is not None and not quiet:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging
 from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.evaluation.options import EvaluateOptions, MeasureOptions
 
@@ -54,7 +52,7 @@ def evaluate(
     if as_json:
         print(result.as_json(), end="")
     else:
-        out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 180)
+        out = make_output(180)
         for s in result.sets:
             out.print(_table(s, result.models, duration))
     if options.output is not None and not quiet:

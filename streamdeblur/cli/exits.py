@@ -1,6 +1,6 @@
 """How a program of this package ends: signals, errors and exit codes, one line each.
 
-0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
+0 done, 1 failed, 2 wrong usage, 130 Ctrl-C, 141 the reader of our output has gone, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -28,6 +29,19 @@ class Stopped(BaseException):
         self.number = number
 
 
+class ReaderGone(BaseException):
+    """Whoever read our output has gone. In place of BrokenPipeError, over which click and rich exit 1 in silence."""
+
+
+@contextmanager
+def watching_for_readers() -> Iterator[None]:
+    """Raise ReaderGone for BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError as e:
+        raise ReaderGone from e
+
+
 def run_and_exit(action: Callable[[], object], *, debug: bool = False) -> NoReturn:
     """Run ``action``, whose int result is the exit code, and end the process. Call it on the main thread, last."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -38,8 +52,6 @@ def run_and_exit(action: Callable[[], object], *, debug: bool = False) -> NoRetu
         sys.stdout.flush()  # what can't be printed is told here, and not while the interpreter ends
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1 if e.code else 0
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # click's mark of a broken pipe
-            code = 141
         try:
             sys.stdout.flush()
         except OSError as error:
@@ -67,7 +79,7 @@ def _say(e: BaseException, debug: bool) -> int:
     if isinstance(e, click.exceptions.NoArgsIsHelpError):
         print(e.format_message())
         return 0
-    if isinstance(e, BrokenPipeError):
+    if isinstance(e, (BrokenPipeError, ReaderGone)):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (whoever read stdout has gone)
         return 141
     if isinstance(e, OSError) and e.filename is None and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):

@@ -12,8 +12,8 @@ import click
 from rich.table import Table
 
 from streamdeblur.cli import ablation, batch, benchmark, detection, evaluation, export, live, synthesis, training
-from streamdeblur.cli.console import Reporter, make_console, set_up_logging
-from streamdeblur.cli.exits import run_and_exit
+from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging
+from streamdeblur.cli.exits import run_and_exit, watching_for_readers
 from streamdeblur.cli.options import common, gather, model_options, spare_stdout
 from streamdeblur.config import Interlaced, ProcessOptions
 from streamdeblur.errors import UsageError
@@ -22,7 +22,21 @@ from streamdeblur.version import __version__
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(context_settings=_SETTINGS)
+class _Root(click.Group):
+    """Keeps click from seeing that a reader has gone: see ``exits.ReaderGone``."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with watching_for_readers():  # prints the help
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with watching_for_readers():
+            return super().invoke(ctx)
+
+
+@click.group(cls=_Root, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="streamdeblur")
 def cli() -> None:
     """Restore blurry footage with MIMO-UNet; sound, subtitles, timestamps and colour stay as they were."""
@@ -152,9 +166,7 @@ def models(as_json: bool, quiet: bool, debug: bool) -> None:
             f"{r['weights']}{score}" if r["weights"] else "not needed" if not r["parameters"] else "none",
             str(r["summary"]),
         )
-    from rich.console import Console
-
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(table)
+    make_output(160).print(table)
 
 
 @cli.group()

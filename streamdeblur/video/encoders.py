@@ -22,6 +22,7 @@ from streamdeblur.errors import EncoderError, UsageError
 from streamdeblur.frames import ColorSpec, FieldOrder
 from streamdeblur.video.opening import reason
 from streamdeblur.video.pixfmt import LAYOUTS, Layout
+from streamdeblur.video.scheduling import kept_scheduling
 from streamdeblur.video.tags import SourceTags
 
 log = logging.getLogger(__name__)
@@ -345,7 +346,8 @@ def _try_open(codec: str, layout: Layout, size: tuple[int, int], options: dict[s
         context.time_base = Fraction(1, 25)
         context.options = dict(options)
         context.thread_count = 1
-        context.open()
+        with kept_scheduling():
+            context.open()
     except (av.error.FFmpegError, OSError, ValueError, RuntimeError) as e:
         return reason(e)
     return None

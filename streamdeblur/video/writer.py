@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ from streamdeblur.video.opening import file_name, reason
 from streamdeblur.video.packets import avc_parameter_sets, is_hidden
 from streamdeblur.video.pixfmt import component_views, write_components
 from streamdeblur.video.reader import CopyPacket, DecodedFrame, VideoReader
+from streamdeblur.video.scheduling import kept_scheduling
 from streamdeblur.video.streams import (
     BEFORE_ZERO,
     StreamPlan,
@@ -308,7 +309,8 @@ class VideoWriter:
         tags = self._reader.tags
         out.colorspace, out.color_primaries, out.color_trc = tags.matrix, tags.primaries, tags.transfer
         out.color_range = tags.color_range
-        with self._guard(f"frame {frame.index} can't be encoded with {self.choice.codec}", EncoderError):
+        opening = nullcontext() if self.frames_written else kept_scheduling()  # the encoder opens with its first frame
+        with opening, self._guard(f"frame {frame.index} can't be encoded with {self.choice.codec}", EncoderError):
             packets = self._video.encode(out)
         self._start()
         for packet in packets:

@@ -219,11 +219,12 @@ def test_a_full_stdout_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "error: standard output can't be written: No space left on device\n")
 
 
-def test_a_reader_of_stdout_that_has_gone_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [("models", "--json"), ("models",), ("process", "--help")], ids=" ".join)
+def test_a_reader_of_stdout_that_has_gone_is_no_error(tmp_path: Path, words: tuple[str, ...]) -> None:
     there, here = os.pipe()
     os.close(there)
     done = subprocess.run(
-        command("models", "--json"), cwd=tmp_path, stdout=here, stderr=subprocess.PIPE, text=True, timeout=120,
+        command(*words), cwd=tmp_path, stdout=here, stderr=subprocess.PIPE, text=True, timeout=120,
         env=environment(), check=False,
     )  # fmt: skip
     os.close(here)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import threading
 import time
 import weakref
@@ -445,7 +446,18 @@ def test_depth_size_and_chroma_never_change(
 def test_encoders_by_name(tmp_path: Path, name: str) -> None:
     source = write_numbered_clip(tmp_path / "a.mp4", 4, (320, 240))
     preset = "auto" if name == "ffv1" else "ultrafast"
-    process_video(source, tmp_path / "b.mkv", model="identity", encoder=name, preset=preset)
+    threads: set[tuple[int, int]] = set()
+
+    def look(_: object) -> None:
+        threads.update(
+            (os.sched_getscheduler(int(t)), os.sched_getparam(int(t)).sched_priority)
+            for t in os.listdir("/proc/self/task")
+        )
+
+    before = (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
+    process_video(source, tmp_path / "b.mkv", model="identity", encoder=name, preset=preset, progress=look)
+    look(None)
+    assert threads == {before}  # SVT-AV1 makes all of them real-time where it may
     expected = {"x265": "hevc"}.get(name, name)
     assert codec_of(tmp_path / "b.mkv") == (expected, "yuv420p")
     assert numbers(tmp_path / "b.mkv") == list(range(4))

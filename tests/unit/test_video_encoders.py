@@ -13,6 +13,7 @@ from streamdeblur.config import CRF_LIMITS
 from streamdeblur.errors import EncoderError, UsageError
 from streamdeblur.video.encoders import ENCODERS, EncoderRequest, choose, layouts_for
 from streamdeblur.video.pixfmt import LAYOUTS
+from streamdeblur.video.scheduling import kept_scheduling
 from streamdeblur.video.tags import SourceTags
 
 
@@ -131,7 +132,8 @@ def test_limits_of_quality_are_those_of_the_encoders(codec: str, limit: int) -> 
         context.width, context.height, context.pix_fmt = 320, 240, "yuv420p"
         context.time_base, context.options = Fraction(1, 25), {"crf": str(crf)}
         try:
-            context.open()
+            with kept_scheduling():
+                context.open()
         except av.error.FFmpegError:
             return False
         return True
