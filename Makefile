@@ -32,9 +32,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/streamdeblur demo -o demo
 
-# Two at a time: most of them wait for processes of their own. Files stay whole, because they share clusters and caches.
+# Three at a time: many of them wait for processes of their own. Files stay whole, because they share clusters and caches.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,8 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streamdeblur.runtime.ray_pool import RayPool
 
 
 @contextmanager
@@ -29,3 +34,12 @@ def one_ray(cpus: int = 2, memory: int = 100 << 20) -> Iterator[str]:
         yield context.address_info["gcs_address"]
     finally:
         ray.shutdown()
+
+
+def all_there(pool: RayPool, workers: int = 2) -> None:
+    """Wait for the workers of a pool: the first to be there may be done with all before the second is."""
+    limit = time.monotonic() + 120
+    while len(set(pool.worker_pids())) < workers:
+        assert time.monotonic() < limit, f"workers {pool.worker_pids()} of {workers} are there"
+        pool.collect(0.1)
+        time.sleep(0.02)

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from streamdeblur.errors import WeightsError
 from streamdeblur.models.checkpoint import read_metadata
 from streamdeblur.models.ensemble import SelfEnsemble
-from streamdeblur.models.mimo_unet import AFF, MIMOUNet, MIMOUNetConfig, parameter_shapes
+from streamdeblur.models.mimo_unet import AFF, MIMOUNet, MIMOUNetConfig, network_from_state, parameter_shapes
 from streamdeblur.models.registry import shipped_weights, variants
+
+#: Pixels to a side of what ``gflop`` runs on: a multiple of 4, so that no layer rounds.
+_SIDE = 32
 
 
 class Description(TypedDict):
@@ -62,16 +65,18 @@ def gflop(config: MIMOUNetConfig, height: int = 720, width: int = 1280, *, small
         elif isinstance(module, AFF):  # its 1x1 convolution of the concatenation is not called as a module
             total += 2 * output.shape[-2:].numel() * module.mix.weight.numel()
 
-    with torch.device("meta"), torch.inference_mode():
-        net = MIMOUNet(config).eval()
-        for module in net.modules():
-            module.register_forward_hook(count)
-        x = torch.empty(1, 3, height, width)
+    # Weights of any value, a small picture, then in proportion: the meta device would do without arithmetic, but its
+    # operations load PyTorch's compiler, more than a second of every start.
+    net = network_from_state(config, {name: torch.empty(shape) for name, shape in parameter_shapes(config).items()})
+    for module in net.modules():
+        module.register_forward_hook(count)
+    x = torch.zeros(1, 3, _SIDE, _SIDE)
+    with torch.inference_mode():
         if small_heads:
             net(x)
         else:
             net.residual(x)
-    return total / 1e9
+    return total / 1e9 * (height * width) / _SIDE**2
 
 
 def flop_per_pixel(model: nn.Module) -> float:

@@ -16,7 +16,7 @@ from streamdeblur import process_video
 from streamdeblur.errors import WorkerError
 from streamdeblur.runtime.ray_pool import RayPool
 from tests.clips import Picture, read_clip, read_packets, write_numbered_clip
-from tests.one_ray import one_ray
+from tests.one_ray import all_there, one_ray
 
 ray = pytest.importorskip("ray")
 
@@ -74,6 +74,7 @@ def test_same_as_in_process(
 
     def remember(self: RayPool, *arguments: Any, **keywords: Any) -> None:
         create(self, *arguments, **keywords)
+        all_there(self)
         pools.append(self)
 
     def kill(progress: Any) -> None:

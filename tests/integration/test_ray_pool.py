@@ -27,7 +27,7 @@ from streamdeblur.runtime import Factory, InProcessPool, Pool, Result
 ray = pytest.importorskip("ray")
 from streamdeblur.runtime import ray_pool  # noqa: E402
 from streamdeblur.runtime.ray_pool import RayPool  # noqa: E402
-from tests.one_ray import one_ray  # noqa: E402
+from tests.one_ray import all_there, one_ray  # noqa: E402
 
 pytestmark = pytest.mark.integration
 
@@ -108,8 +108,7 @@ def test_same_as_in_process_and_nothing_left() -> None:
     with InProcessPool(recipe()) as local:
         here = run(local, 30)
     pool = RayPool(recipe(), workers=2, num_cpus=0.5)
-    while len(set(pool.worker_pids())) < 2:  # the first to be there may be done with much before the second is
-        run(pool, 4)
+    all_there(pool)
     there = run(pool, 30)
     pids = pool.worker_pids()
     assert len(set(pids)) == 2
@@ -159,6 +158,7 @@ def test_killed_in_mid_run(victims: int, caplog: pytest.LogCaptureFixture) -> No
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
 
+        all_there(pool)
         results = run(pool, 30, kill)
         assert not set(killed) & set(pool.worker_pids())
     assert len(killed) == victims

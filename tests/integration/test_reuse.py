@@ -21,7 +21,7 @@ from streamdeblur.config import ProcessOptions
 from streamdeblur.jobs.images import process_images
 from streamdeblur.runtime.ledger import FrameRecord, LedgerSummary, read_ledger
 from tests.clips import Picture, draw_number, read_clip, read_number
-from tests.one_ray import one_ray
+from tests.one_ray import all_there, one_ray
 
 pytestmark = pytest.mark.integration
 
@@ -202,6 +202,7 @@ def test_workers_that_die_change_nothing(
 
     def remember(self: RayPool, *arguments: Any, **keywords: Any) -> None:
         create(self, *arguments, **keywords)
+        all_there(self)
         pools.append(self)
 
     def kill(progress: Any) -> None:

@@ -298,3 +298,18 @@ def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
     code = f"import sys, streamdeblur.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_restorer_gets_ready_without_the_compiler() -> None:
+    """PyTorch loads it (and sympy) for operations on the meta device and in dispatch modes: a second of every start."""
+    code = """
+import sys, torch
+from streamdeblur import Restorer
+for model in ("identity", "mimo-unet"):
+    Restorer(model, weights=None if model == "identity" else "random:0", engine="eager", device="cpu")(
+        torch.zeros(1, 3, 64, 64)
+    )
+print([m for m in ("torch._dynamo", "torch._inductor", "sympy") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == "[]"
