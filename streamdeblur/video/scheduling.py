@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+#: Two at once would take what the other's encoder did for how things were.
+_ONE = threading.Lock()
 
 
 @contextmanager
@@ -19,16 +23,17 @@ def kept_scheduling() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    own = _of(0)
-    before = {tid: _of(tid) for tid in _threads()}
-    try:
-        yield
-    finally:
-        for tid in _threads():
-            usual = before.get(tid) or own
-            if usual is not None and _of(tid) != usual:
-                with suppress(OSError):
-                    os.sched_setscheduler(tid, usual[0], os.sched_param(usual[1]))
+    with _ONE:
+        own = _of(0)
+        before = {tid: _of(tid) for tid in _threads()}
+        try:
+            yield
+        finally:
+            for tid in _threads():
+                usual = before.get(tid) or own
+                if usual is not None and _of(tid) != usual:
+                    with suppress(OSError):
+                        os.sched_setscheduler(tid, usual[0], os.sched_param(usual[1]))
 
 
 def _threads() -> list[int]:
