@@ -337,6 +337,40 @@ def test_frames_that_come_in_a_burst_after_a_pause_are_restored_too() -> None:
     assert [e.fate for e in burst][:5].count("restored") >= 3
 
 
+@pytest.mark.parametrize("rest", [30.0, 5.0])
+def test_what_piled_up_in_a_pause_moves_nothing(rest: float) -> None:
+    # a camera or its network stands still for three seconds, again and again, and then sends all of it at once
+    world = World(costs(0.030, 0.010, 0.0), {"gate": 25.0}, steps=("model", "small", "bypass"))
+    world.run(5)
+    moves = world.moves("gate")
+    for _ in range(4):
+        world.alive["gate"] = False
+        world.run(3)
+        world.alive["gate"] = True
+        back = world.now
+        for n in range(75):
+            world.scheduler.arrived(world.lanes["gate"], arrived(world.index["gate"], world.now), world.now)
+            world.index["gate"] += 1
+            if n % 10 == 9:
+                world.run(0.005)
+        world.run(rest)
+        assert world.fates("gate", back + 1.0)["restored"] > 25 * (rest - 2)
+    assert (world.step("gate"), world.moves("gate")) == (0, moves)
+
+
+def test_a_source_that_always_comes_in_bursts_is_judged_by_its_lateness() -> None:
+    world = World(costs(0.060, 0.0), {"gate": 1.0}, steps=("model", "bypass"))
+    world.alive["gate"] = False
+    lane = world.lanes["gate"]
+    for _ in range(40):  # 25 frames at once, every second
+        for _ in range(25):
+            world.scheduler.arrived(lane, arrived(world.index["gate"], world.now), world.now)
+            world.index["gate"] += 1
+            world.run(0.002)
+        world.run(1.1)
+    assert world.step("gate") == 1
+
+
 def one_in(n: int, when: Callable[[str, int], bool]) -> Callable[[str, int], bool]:
     """Encoding has no time for one frame in n where that is so."""
     count = itertools.count(1)

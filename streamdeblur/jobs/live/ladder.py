@@ -13,6 +13,8 @@ The law, for one device shared by all sources:
   same cores, less of it gives room to that. Any source's frames count, those of sources on bypass as well.
 - Up: one step, when no frame came late or was left out for a while and the load with that step is below ``room``. The
   gap between ``room`` and 1 is the hysteresis, and a step up that had to be taken back doubles the time until the next.
+- What comes all at once after a pause of its source (a camera or a network that stood still) says nothing about load:
+  such frames are left out of the rate, and what is late or left out on their account is not held against a step.
 - A step above whose cost is not known, or was measured long ago, is *probed*: some frames are restored with it, one
   after the other, and timed. What does not fit is probed ever less often.
 
@@ -34,6 +36,10 @@ _DISTURBED = 0.5
 #: Seconds in which frames that were left out behind the ladder are counted. They must spread over half of it: those of
 #: a burst, as after a pause of the source, say nothing about the load.
 _BEHIND = 2.0
+#: A frame that comes within this share of the usual interval, at most so many seconds after a pause, belongs to what
+#: piled up in it. Pauses sooner than that after the last are the way in which a source comes, and count.
+_CROWDED = 0.5
+_CATCHING_UP = 3.0
 #: Frames that the cost of a step is the mean of, and the share of them that counts: the dearest pay for compiling,
 #: allocating and choosing kernels, or met a hiccup of the machine. When they make frames late, that is seen as such.
 _FRAMES = 32
@@ -83,6 +89,8 @@ class _Climber:
     hold: float = 0.0  # nothing is held before the first step down
     pinned: int | None = None
     probe_wait: float = 0.0
+    resumed: float = -math.inf  # when it came back after a pause
+    piled: float = -math.inf  # when the last frame came that had piled up in one
     probing: int | None = None
     trial: list[float] = field(default_factory=list)  # of the step that is probed
     asked: bool = False  # a frame is under way to it
@@ -153,14 +161,23 @@ class Ladder:
 
     # --- what happened -----------------------------------------------------------------------------------------------
 
-    def arrived(self, source: str, now: float) -> None:
-        """A frame of a source came."""
+    def arrived(self, source: str, now: float, latency: float = 0.0) -> None:
+        """A frame of a source came, which leaves ``latency`` seconds from now at the latest."""
         c = self._climbers[source]
-        if c.arrival is not None:
-            interval = now - c.arrival
-            if interval < self._settings.absent:
-                c.interval = interval if c.interval is None else c.interval + 0.1 * (interval - c.interval)
-        c.arrival = now
+        before, c.arrival = c.arrival, now
+        if before is None:
+            return
+        interval = now - before
+        if interval >= self._settings.absent:
+            if now - c.piled > _CATCHING_UP:
+                c.resumed = now
+        elif c.interval is None:
+            c.interval = interval
+        elif interval < _CROWDED * c.interval and now - c.resumed < _CATCHING_UP:
+            c.piled = now
+            self._disturbed = max(self._disturbed, now + latency + _DISTURBED)
+        else:
+            c.interval += 0.1 * (interval - c.interval)
 
     def served(self, source: str, step: int, seconds: float, now: float) -> None:
         """A frame was restored on ``step`` in ``seconds`` of device time."""
@@ -170,7 +187,7 @@ class Ladder:
             return
         c.asked = False
         c.trial.append(seconds)
-        self._disturbed = now + _DISTURBED
+        self._disturbed = max(self._disturbed, now + _DISTURBED)
         enough = _PROBE_SECONDS[c.cost(step) is not None]
         if len(c.trial) >= _PROBE_FRAMES or (len(c.trial) >= 3 and sum(c.trial) >= enough):
             self._probed(c, step, c.trial[1:], now)  # the first one warms up

@@ -91,7 +91,7 @@ class Scheduler:
         if spare:
             lane.line.arrive(arrived, now, bypass=True, reason="does not pay").step = self.ladder.bypass
             return
-        self.ladder.arrived(lane.name, now)
+        self.ladder.arrived(lane.name, now, lane.line.latency)
         probe = None if lane.probing else self.ladder.probe(lane.name, now)
         entry = lane.line.arrive(arrived, now, bypass=probe is None and step == self.ladder.bypass)
         entry.step = step if probe is None else probe
