@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import weakref
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -449,10 +450,9 @@ def test_encoders_by_name(tmp_path: Path, name: str) -> None:
     threads: set[tuple[int, int]] = set()
 
     def look(_: object) -> None:
-        threads.update(
-            (os.sched_getscheduler(int(t)), os.sched_getparam(int(t)).sched_priority)
-            for t in os.listdir("/proc/self/task")
-        )
+        for tid in map(int, os.listdir("/proc/self/task")):
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                threads.add((os.sched_getscheduler(tid), os.sched_getparam(tid).sched_priority))
 
     before = (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
     process_video(source, tmp_path / "b.mkv", model="identity", encoder=name, preset=preset, progress=look)

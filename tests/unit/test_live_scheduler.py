@@ -358,19 +358,6 @@ def test_what_piled_up_in_a_pause_moves_nothing(rest: float) -> None:
     assert (world.step("gate"), world.moves("gate")) == (0, moves)
 
 
-def test_a_source_that_always_comes_in_bursts_is_judged_by_its_lateness() -> None:
-    world = World(costs(0.060, 0.0), {"gate": 1.0}, steps=("model", "bypass"))
-    world.alive["gate"] = False
-    lane = world.lanes["gate"]
-    for _ in range(40):  # 25 frames at once, every second
-        for _ in range(25):
-            world.scheduler.arrived(lane, arrived(world.index["gate"], world.now), world.now)
-            world.index["gate"] += 1
-            world.run(0.002)
-        world.run(1.1)
-    assert world.step("gate") == 1
-
-
 def one_in(n: int, when: Callable[[str, int], bool]) -> Callable[[str, int], bool]:
     """Encoding has no time for one frame in n where that is so."""
     count = itertools.count(1)
