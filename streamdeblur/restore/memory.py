@@ -111,7 +111,8 @@ def activation_bytes(module: nn.Module, dtype: torch.dtype) -> float:
     """Peak bytes of tensors per input pixel while ``module.residual`` runs in inference mode with that data type.
 
     Runs the module once as it is on a small picture, and scales to ``dtype``: tens of milliseconds, half a second and
-    more for self-ensembles. The meta device would do without arithmetic, but its operations load PyTorch's compiler, more than a second of every start.
+    more for self-ensembles. The meta device would do without arithmetic, but its operations load PyTorch's compiler,
+    more than a second of every start.
     Weights are not in it. Linear in batch and area for any convolutional network.
     """
     side = 32
