@@ -5,20 +5,25 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
 import click
 
+from streamdeblur import interrupts
 from streamdeblur.errors import StreamdeblurError
+
+_PATIENCE = 2.0  # seconds after the first signal in which others are the same wish
 
 
 class Stopped(BaseException):
@@ -43,13 +48,21 @@ def watching_for_readers() -> Iterator[None]:
 
 
 def run_and_exit(action: Callable[[], object], *, debug: bool = False) -> NoReturn:
-    """Run ``action``, whose int result is the exit code, and end the process. Call it on the main thread, last."""
+    """`run`, then end the process with its exit code. Call it on the main thread, last."""
+    on_signal = _OnSignal()
+    code = run(action, debug=debug, on_signal=on_signal)
+    _end(code, wait=not on_signal.came)
+
+
+def run(action: Callable[[], object], *, debug: bool = False, on_signal: _OnSignal | None = None) -> int:
+    """Run ``action``, whose int result is the exit code; what it raises is told in a line. On the main thread."""
+    on_signal = on_signal or _OnSignal()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+        signal.signal(number, on_signal)
     try:
         result = action()
         code = result if isinstance(result, int) else 0
-        sys.stdout.flush()  # what can't be printed is told here, and not while the interpreter ends
+        sys.stdout.flush()  # what can't be printed is told here, and not while the process ends
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1 if e.code else 0
         try:
@@ -57,25 +70,58 @@ def run_and_exit(action: Callable[[], object], *, debug: bool = False) -> NoRetu
         except OSError as error:
             code = _say(error, debug)
     except BaseException as e:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        on_signal.ending = True
         code = _say(e, debug)
-    if any(t.name == "restore" for t in threading.enumerate()):
-        # A frame is still inside the network; tearing the interpreter down around it would abort the process.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    raise SystemExit(code)
+    return code
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
+def _end(code: int, *, wait: bool) -> NoReturn:
+    """What the interpreter does at its end, up to where it would tear itself and the libraries down.
+
+    That part has nothing to save, and a thread that is still in native code, or on its way out of it, would meet
+    libraries whose state is gone: SIGABRT or SIGSEGV in place of the exit code. Joining the threads does not help, for
+    one counts as joined before its native part has ended.
+
+    wait: for threads that are no daemons. Not after a signal: what it broke off may hold the locks that this needs.
+    """
+    if wait:
+        threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+class _OnSignal:
+    """The first signal stops the program in order; a later one, should that not come to its end, at once.
+
+    Supervisors send theirs to the process and to its group, so that the same wish often comes twice.
+    """
+
+    def __init__(self) -> None:
+        self.ending = False  # the action is over: there is nothing left to stop
+        self._since: float | None = None
+
+    @property
+    def came(self) -> bool:
+        return self._since is not None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._since is not None:
+            if now - self._since >= _PATIENCE:
+                os.write(2, b"error: stopped at once; unfinished files (NAME.partial) may be left\n")
+                os._exit(128 + number)
+            return
+        self._since = now
+        if not self.ending:
+            interrupts.deliver(Stopped(number))
 
 
 def _say(e: BaseException, debug: bool) -> int:
     """Print an exception as one line; its exit code."""
-    if isinstance(e, SystemError) and isinstance(e.__cause__, Stopped):  # raised while code in C was at work
-        e = e.__cause__
+    e = _stopped_by(e) or e
     if isinstance(e, click.exceptions.NoArgsIsHelpError):
         print(e.format_message())
         return 0
@@ -101,6 +147,13 @@ def _say(e: BaseException, debug: bool) -> int:
         return _line("out of memory; a smaller picture, --tiling fast or a smaller model takes less", 1)
     text = str(e) or "no message"
     return _line(f"unexpected {type(e).__name__}: {text}; --debug shows where, please report it", 1)
+
+
+def _stopped_by(e: BaseException | None) -> Stopped | None:
+    """The signal that an exception comes of: one raised in code of C, in a lock (RuntimeError), in a clean-up."""
+    while e is not None and not isinstance(e, Stopped):
+        e = e.__cause__ or e.__context__
+    return e
 
 
 def _line(text: str, code: int) -> int:

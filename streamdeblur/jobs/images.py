@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from streamdeblur import interrupts
 from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import InputError, OutputError, UsageError
 from streamdeblur.jobs.process import ProcessSummary, Progress, check_target, named
@@ -148,7 +149,12 @@ class _ImageJob:
             self.read += item is not None
             return item
 
-        with workforce.pool as pool, open_ledger(o, self.source, self.target) as ledger, Watch(o, self.source) as watch:
+        with (
+            interrupts.held(),
+            workforce.pool as pool,
+            open_ledger(o, self.source, self.target) as ledger,
+            Watch(o, self.source) as watch,
+        ):
             try:
                 plan = self.spent.plan if self.spent is not None else None
                 for done in restored(pool, take, lambda item: item[0], plan=plan):

@@ -22,6 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
+from streamdeblur import interrupts
 from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import BrokenStream, OutputError, UsageError, WorkerError
 from streamdeblur.frames import Frame
@@ -259,6 +260,7 @@ class Job:
             frames = _expected(reader, o)
             workforce = self.workforce(size, None if frames is None else frames * (1 + fields))
             with (
+                interrupts.held(),
                 workforce.pool as pool,
                 self.book() as ledger,
                 Watch(o, self.source, info.rotation) as watch,
@@ -271,6 +273,7 @@ class Job:
                 try:
                     self._flow(reader, writer, pool, ledger)
                     self.check(reader, writer, ledger)
+                    interrupts.check()
                     writer.finish()
                 except BaseException:
                     pool.close(abort=True)
@@ -316,9 +319,11 @@ class Job:
             threading.Thread(target=self._read, args=(reader,), name="reader", daemon=True),
             threading.Thread(target=self._write, args=(writer,), name="writer", daemon=True),
         ]
-        for t in threads:
-            t.start()
+        running: list[threading.Thread] = []
         try:
+            for t in threads:
+                t.start()
+                running.append(t)
             self._pump(pool, ledger, reader)
             self.mux.finish()
             self._drain(ledger, reader, until_done=True)
@@ -326,7 +331,7 @@ class Job:
             self.frames.leave()
             self.mux.finish(Closed())
             self.mux.leave()
-            for t in threads:
+            for t in running:
                 t.join()
 
     def _read(self, reader: VideoReader) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from streamdeblur import interrupts
 from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import UsageError, WorkerError
 from streamdeblur.frames import Frame, Gap, apply_correction
@@ -154,7 +155,7 @@ def restored(
     take: the next item, None when there is none any more; it may raise TimeoutError after the seconds it is given.
     frame_of: the frame of an item; indices count up from 0. plan: decides what of a frame the pool gets; called in
     order. idle: called between rounds, some five times a second or more while a worker or ``take`` is slow. Holds what
-    the pool has in flight and as much again. Runs on the caller's thread.
+    the pool has in flight and as much again. Runs on the caller's thread, and raises there what was held back.
     """
     held: dict[int, tuple[T, TileRequest | None]] = {}
     order: ReorderBuffer[Result | Gap] = ReorderBuffer(pool.capacity * 2 + 2)
@@ -182,6 +183,7 @@ def restored(
             item, request = held.pop(done.index)
             yield Done(item, done, request)
         idle()
+        interrupts.check()
 
 
 def settle(

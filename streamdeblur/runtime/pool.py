@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from streamdeblur import interrupts
 from streamdeblur.errors import StreamdeblurError
 from streamdeblur.frames import Frame, Gap
 
@@ -202,7 +203,8 @@ class InProcessPool:
     def _start(self, run: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=run, args=arguments, name="restore", daemon=True)
         self._threads.append(thread)
-        thread.start()
+        with interrupts.held():
+            thread.start()
 
     def _first(self, factory: Factory) -> None:
         try:

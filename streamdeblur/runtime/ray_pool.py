@@ -44,7 +44,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WorkerError
 from streamdeblur.frames import Frame, Gap
-from streamdeblur.runtime.interrupts import interruptible
+from streamdeblur.interrupts import interruptible
 from streamdeblur.runtime.pool import Factory, Result, one_line
 
 if TYPE_CHECKING:

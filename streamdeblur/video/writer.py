@@ -25,6 +25,7 @@ from typing import Any
 import av
 import av.error
 
+from streamdeblur import interrupts
 from streamdeblur.errors import DiskFull, EncoderError, InputError, OutputError, UsageError
 from streamdeblur.frames import Frame
 from streamdeblur.video import matroska
@@ -606,9 +607,10 @@ def check_writable(path: Path, need: int = _RESERVE) -> None:
         raise OutputError(f"another run is writing {path}", "wait for it, or write elsewhere with -o")
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
-        with open(probe, "wb") as f:
-            f.write(b"\0")
-        probe.unlink()
+        with interrupts.held():
+            with open(probe, "wb") as f:
+                f.write(b"\0")
+            probe.unlink()
     except OSError as e:
         if e.errno == errno.ENOSPC:
             raise DiskFull(f"no space left for {path}", "free some, or write elsewhere with -o") from e

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2] / PACKAGE
 ROOMS = (
     "version",
     "errors",
+    "interrupts",
     "frames",
     "config",
     "color",
@@ -94,6 +95,7 @@ PORTABLE_BELOW = ("version", "errors", "frames", *PORTABLE)
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
+    "interrupts": set(),
     "frames": {"numpy"},
     "config": {"pydantic", "yaml"},
     **dict.fromkeys(PORTABLE, PORTABLE_LIBRARIES),

@@ -12,9 +12,9 @@ from typing import Any
 import ray
 
 from streamdeblur.errors import DeviceError
+from streamdeblur.interrupts import interruptible
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.runtime import ray_pool
-from streamdeblur.runtime.interrupts import interruptible
 from streamdeblur.runtime.pool import one_line
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ import ray
 import ray.exceptions
 
 from streamdeblur.errors import DeviceError, StreamdeblurError, WorkerError
+from streamdeblur.interrupts import interruptible
 from streamdeblur.jobs.batch import cluster
 from streamdeblur.jobs.batch.actors import Actor, actor_class
 from streamdeblur.jobs.batch.metrics import DriverMetrics
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.units import JobSpec, Outcome, Unit
 from streamdeblur.runtime import ray_pool
-from streamdeblur.runtime.interrupts import interruptible
 from streamdeblur.runtime.pool import one_line
 
 log = logging.getLogger(__name__)

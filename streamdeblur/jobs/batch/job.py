@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import DiskFull, OutputError, StreamdeblurError, UnreadableInput, UsageError
+from streamdeblur.interrupts import interruptible
 from streamdeblur.jobs.batch import fingerprint, place
 from streamdeblur.jobs.batch.manifest import SCHEMA, Entry, Manifest
 from streamdeblur.jobs.batch.node import CORRECTIONS, DETECTIONS, DRIVER, segment_name
@@ -27,7 +28,6 @@ from streamdeblur.jobs.batch.sources import STATE, Source, gather_sources
 from streamdeblur.jobs.batch.state import STATUSES, FileState, Snapshot, TakenOver
 from streamdeblur.jobs.batch.units import Item, JobSpec
 from streamdeblur.restore import Restorer, Tiling
-from streamdeblur.runtime.interrupts import interruptible
 from streamdeblur.version import __version__
 from streamdeblur.video.live.urls import mask
 

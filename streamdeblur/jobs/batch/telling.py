@@ -10,12 +10,12 @@ from typing import Any
 
 import ray
 
+from streamdeblur.interrupts import interruptible
 from streamdeblur.jobs.batch.actors import Actor
 from streamdeblur.jobs.batch.crew import Crew
 from streamdeblur.jobs.batch.metrics import DriverMetrics
 from streamdeblur.jobs.batch.queue import WorkQueue
 from streamdeblur.jobs.batch.state import STATUSES, FileState, Snapshot
-from streamdeblur.runtime.interrupts import interruptible
 
 log = logging.getLogger(__name__)
 
