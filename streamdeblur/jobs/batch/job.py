@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from streamdeblur import interrupts
 from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import DiskFull, OutputError, StreamdeblurError, UnreadableInput, UsageError
 from streamdeblur.interrupts import interruptible
@@ -363,12 +364,13 @@ class _Job:
         with connected(o) as started_here:
             held = {digest: put(Path(path).read_bytes()) for digest, path in contents.items()}
             self.scheduler = Scheduler(left, o, spec, self.manifest, held, self.progress, self.files, started_here)
-            try:
-                with interruptible():
-                    self.scheduler.run()
-            except BaseException as e:
-                self._break_off(e)  # before Ray is shut down: whoever stops a job may soon kill it
-                raise
+            with interrupts.held():
+                try:
+                    with interruptible():
+                        self.scheduler.run()
+                except BaseException as e:
+                    self._break_off(e)  # before Ray is shut down: whoever stops a job may soon kill it
+                    raise
 
     # --- after -------------------------------------------------------------------------------------------------------
 

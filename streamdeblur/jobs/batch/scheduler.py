@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from streamdeblur import interrupts
 from streamdeblur.errors import DiskFull, OutputError
 from streamdeblur.jobs.batch import place
 from streamdeblur.jobs.batch.crew import Answered, Crew, Died, Event, Raised
@@ -90,9 +91,11 @@ class Scheduler:
                     self._take(event)
                 self._commit()
                 self._teller.tell(self.crew, self._queue, self._disk.paused)
+                interrupts.check()
             self._teller.tell(self.crew, self._queue, None, now=True)
             while not self._commit():
                 time.sleep(1.0)
+                interrupts.check()
             self.crew.leave()
         finally:
             self.crew.close()
