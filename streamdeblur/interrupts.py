@@ -35,7 +35,7 @@ def check() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """What handlers `deliver` in here is raised by `check`, or at the end. May be nested.
+    """What handlers `deliver` in here is raised by `check`, or at the end. May be nested, and decorate.
 
     Whoever holds signals back waits for nothing, be it a thread or a process, without looking some times a second.
     """

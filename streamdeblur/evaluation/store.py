@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from streamdeblur import interrupts
 from streamdeblur.errors import DiskFull, OutputError
 
 FILES = ("results.json", "results.csv", "report.html")
@@ -27,6 +28,7 @@ def require_room(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{folder / there[0]} exists", "--overwrite replaces it")
 
 
+@interrupts.held()
 def save(folder: Path, files: Mapping[str, str]) -> None:
     """Write the files, all of them complete before the first gets its name. Raises OutputError or DiskFull."""
     partial = {folder / f"{name}.partial": folder / name for name in files}

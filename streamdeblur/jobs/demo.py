@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from streamdeblur import interrupts
 from streamdeblur.errors import MismatchError, OutputError, UsageError
 from streamdeblur.jobs.process import process_video
 from streamdeblur.jobs.scene import Scene
@@ -271,6 +272,7 @@ def _write_summary(report: DemoReport, options: DemoOptions) -> None:
     _replace(report.summary, (json.dumps(values, indent=2) + "\n").encode())
 
 
+@interrupts.held()
 def _replace(path: Path, data: bytes) -> None:
     """Write a file beside its target, then rename it."""
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from streamdeblur import interrupts
 from streamdeblur.config import load_yaml
 from streamdeblur.errors import ConfigError, InputError, OutputError, UsageError
 from streamdeblur.models.checkpoint import load_checkpoint
@@ -317,6 +318,7 @@ def _keep(folder: Path, row: Row, values: dict[str, Any]) -> None:
     _write(folder / f"{row.name}.json", json.dumps(values, indent=1))
 
 
+@interrupts.held()
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from streamdeblur import interrupts
 from streamdeblur.errors import InputError, OutputError, UnreadableInput
 from streamdeblur.training.codec import Picture, decode, encode
 
@@ -70,6 +71,7 @@ class ShardWriter:
         if self._bytes >= self.part_mib * 2**20:
             self.flush()
 
+    @interrupts.held()
     def flush(self) -> None:
         """Write what is in hand."""
         if not self._names:

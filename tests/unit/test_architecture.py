@@ -89,7 +89,7 @@ OPTIONAL: dict[str, set[str]] = {
     "restore.engines.openvino": {"openvino"},
     "restore.engines.onnx": {"onnxruntime"},
 }
-PORTABLE_BELOW = ("version", "errors", "frames", *PORTABLE)
+PORTABLE_BELOW = ("version", "errors", "interrupts", "frames", *PORTABLE)
 
 #: Rooms that name every library they may import; the others are held by FORBIDDEN alone.
 ALLOWED: dict[str, set[str]] = {
