@@ -2,93 +2,26 @@
 
 from __future__ import annotations
 
-import random
-import re
-import shutil
+import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
-from streamdeblur import interrupts, process_video
-from streamdeblur.cli.exits import Stopped, _stopped_by
-from streamdeblur.config import ProcessOptions
-from streamdeblur.jobs.images import process_images
-from tests.clips import read_clip, read_number, write_numbered_clip
+from tests.commands import ROOT, environment
 
 pytestmark = pytest.mark.integration
 
-#: Files whose every line is tried, by its first moment.
-_NEAR = r"streamdeblur/jobs/(process|images|channel|run)\.py|threading\.py"
-#: How many of the others.
-_FAR = 40
 
-
-def _lines(action: Callable[[], object], stop_at: int | None) -> dict[tuple[str, int], int]:
-    """Run ``action`` and count the lines of Python that this thread comes to; a signal comes at the ``stop_at``th.
-
-    Gives (file, line number): how many lines had come when it came first.
-    """
-    count = 0
-    first: dict[tuple[str, int], int] = {}
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal count
-        if event == "line":
-            count += 1
-            first.setdefault((frame.f_code.co_filename, frame.f_lineno), count)
-            if count == stop_at:
-                interrupts.deliver(Stopped(15))
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        action()
-    finally:
-        sys.settrace(before)
-    return first
-
-
-@pytest.mark.parametrize("pictures", [False, True], ids=["video", "pictures"])
-def test_a_job_stopped_at_any_line_leaves_nothing(tmp_path: Path, pictures: bool) -> None:
-    source = write_numbered_clip(tmp_path / "a.mp4", 12)
-    target = tmp_path / ("out" if pictures else "out.mp4")
-    options = ProcessOptions(model="identity", ledger=str(tmp_path / "ledger.jsonl"))
-    kept = {source, tmp_path / "ledger.jsonl", *([target] if pictures else [])}
-
-    def job() -> None:
-        (process_images if pictures else process_video)(str(source), str(target), options=options)
-
-    def files() -> set[Path]:
-        return {p for p in tmp_path.rglob("*") if not (pictures and re.fullmatch(r"a_\d{6}\.png", p.name))}
-
-    def clear() -> None:
-        for path in kept - {source}:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
-
-    job()  # what is imported on the way
-    clear()
-    moments = _lines(job, None)
-    clear()
-    near = [at for (file, _), at in moments.items() if re.search(_NEAR, file)]
-    far = [at for (file, _), at in moments.items() if not re.search(_NEAR, file)]
-    assert len(near) > 100
-    for at in sorted(near + random.Random(0).sample(far, _FAR)):
-        finished = False
-        try:
-            _lines(job, at)
-            finished = True  # this run came to fewer lines than the one that was counted
-        except BaseException as e:
-            assert _stopped_by(e) is not None, f"stopped at line {at}: {e!r}"  # noqa: PT017
-        left = {t.name for t in threading.enumerate()} & {"reader", "writer"}
-        assert not left, f"stopped at line {at}: {left} at work"
-        assert finished or files() <= kept | {target}, f"stopped at line {at}: {files() - kept}"
-        if target.is_file():  # the wish came when all was done
-            assert [read_number(p.parts["Y"]) for p in read_clip(target)] == list(range(12))
-        clear()
+@pytest.mark.parametrize("kind", ["video", "pictures"])
+def test_a_job_stopped_at_any_line_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.stopping", kind, str(tmp_path)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
