@@ -21,8 +21,9 @@ Made from the commands by `python docs/make_cli.py`; a test fails when this page
 says the same.
 
 Results go to stdout, all that is said about them to stderr. An error is one line. Exit codes: 0 done, 1 failed (for
-`verify` also: they differ), 2 wrong usage, 130 Ctrl-C, 143 SIGTERM; a second signal, two seconds after the first or
-later, ends a command at once. Every command also takes:
+`verify` also: they differ), 2 wrong usage, 130 Ctrl-C, 141 the reader of the output has gone, 143 SIGTERM. A second
+signal, two seconds after the first or later, ends a command at once; `train` and `live` have rules of their own, told
+on their pages. Every command also takes:
 
 """
 

@@ -18,6 +18,11 @@ if __name__ == "__main__":
     # As `ray job submit --working-dir .` brings it: beside the package, which need not be installed.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from streamdeblur import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()  # until all is loaded
+
 from streamdeblur.cli.exits import run_and_exit
 from streamdeblur.cli.live import live
 

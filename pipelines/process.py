@@ -14,6 +14,11 @@ import argparse
 import json
 from typing import Any, NoReturn
 
+from streamdeblur import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()  # until all is loaded
+
 from streamdeblur import process_video
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit

@@ -16,6 +16,11 @@ import json
 from pathlib import Path
 from typing import NoReturn
 
+from streamdeblur import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()  # until all is loaded
+
 from streamdeblur.cli.console import Reporter, make_console, set_up_logging
 from streamdeblur.cli.exits import run_and_exit
 from streamdeblur.cli.training import ShownRun

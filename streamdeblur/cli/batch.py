@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streamdeblur.cli.console import make_console, set_up_logging
+from streamdeblur.cli.exits import Command
 from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.video.live.urls import MaskFilter
@@ -27,7 +28,7 @@ _EVERY = 10.0
 _SHOWN = 12
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCES...")
 @click.option("-o", "--output", required=True, metavar="DEST", help="Folder that every node sees, or a URL.")
 @click.option("-c", "--config", help="YAML file with these options; the command line wins.")

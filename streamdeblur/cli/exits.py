@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -47,32 +47,66 @@ def watching_for_readers() -> Iterator[None]:
         raise ReaderGone from e
 
 
+class _Watching(click.Command):
+    """Keeps click from seeing that a reader has gone."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with watching_for_readers():  # prints the help
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with watching_for_readers():
+            return super().invoke(ctx)
+
+
+class Command(_Watching):
+    """A command that may be a program of its own."""
+
+
+class Group(_Watching, click.Group):
+    """The whole command line."""
+
+
 def run_and_exit(action: Callable[[], object], *, debug: bool = False) -> NoReturn:
     """`run`, then end the process with its exit code. Call it on the main thread, last."""
-    on_signal = _OnSignal()
+    _fill_streams()
+    on_signal = OnSignal()
+    _watch_for_haste(on_signal)
     code = run(action, debug=debug, on_signal=on_signal)
-    _end(code, wait=not on_signal.came)
+    _end(code, wait=on_signal.number is None)
 
 
-def run(action: Callable[[], object], *, debug: bool = False, on_signal: _OnSignal | None = None) -> int:
-    """Run ``action``, whose int result is the exit code; what it raises is told in a line. On the main thread."""
-    on_signal = on_signal or _OnSignal()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+def run(action: Callable[[], object], *, debug: bool = False, on_signal: OnSignal | None = None) -> int:
+    """Run ``action``, whose int result is the exit code; what it raises is told in a line. On the main thread.
+
+    on_signal: what it installs as the handler of SIGINT and SIGTERM, and leaves installed.
+    """
+    on_signal = on_signal or OnSignal()
     try:
-        result = action()
-        code = result if isinstance(result, int) else 0
-        sys.stdout.flush()  # what can't be printed is told here, and not while the process ends
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, on_signal)
+        with watching_for_readers():
+            result = action()
+            interrupts.check()  # what was lost on its way
+            _flush(sys.stdout)  # what can't be printed is told here, and not while the process ends
+        return result if isinstance(result, int) else 0
     except SystemExit as e:
-        code = e.code if isinstance(e.code, int) else 1 if e.code else 0
+        on_signal.ending = True
+        if on_signal.number is not None:
+            return _say(Stopped(on_signal.number), debug)
         try:
-            sys.stdout.flush()
+            _flush(sys.stdout)
         except OSError as error:
-            code = _say(error, debug)
+            return _say(error, debug)
+        return e.code if isinstance(e.code, int) else 1 if e.code else 0
     except BaseException as e:
         on_signal.ending = True
-        code = _say(e, debug)
-    return code
+        return _say(e, debug)
+    finally:
+        on_signal.ending = True
+        interrupts.forget()
 
 
 def _end(code: int, *, wait: bool) -> NoReturn:
@@ -89,34 +123,64 @@ def _end(code: int, *, wait: bool) -> NoReturn:
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
-            stream.flush()
+            _flush(stream)
     os._exit(code)
 
 
-class _OnSignal:
-    """The first signal stops the program in order; a later one, should that not come to its end, at once.
+def _fill_streams() -> None:
+    """A standard stream that was closed before the start goes nowhere, lest another file take its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:  # it is None where it was closed before the start
+        stream.flush()
+
+
+class OnSignal:
+    """Handler of SIGINT and SIGTERM: the first stops the program in order, others change nothing.
 
     Supervisors send theirs to the process and to its group, so that the same wish often comes twice.
     """
 
     def __init__(self) -> None:
         self.ending = False  # the action is over: there is nothing left to stop
-        self._since: float | None = None
-
-    @property
-    def came(self) -> bool:
-        return self._since is not None
+        self.number: int | None = None  # of the signal that came
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._since is not None:
-            if now - self._since >= _PATIENCE:
-                os.write(2, b"error: stopped at once; unfinished files (NAME.partial) may be left\n")
-                os._exit(128 + number)
-            return
-        self._since = now
-        if not self.ending:
+        if self.number is None and not self.ending:
+            self.number = number
             interrupts.deliver(Stopped(number))
+
+
+def _watch_for_haste(on_signal: OnSignal) -> None:
+    """A second wish, well after the first, ends the process at once, be the main thread stuck where it may.
+
+    Only while ``on_signal`` is the handler: the trainer and live jobs have rules of their own.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        first: float | None = None
+        while numbers := os.read(reading, 64):
+            now = time.monotonic()
+            for number in numbers:
+                if number not in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not on_signal:
+                    continue
+                if first is None:
+                    first = now
+                elif now - first >= _PATIENCE:
+                    interrupts.leave(
+                        "error: stopped at once; unfinished files (NAME.partial) may be left", 128 + number
+                    )
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def _say(e: BaseException, debug: bool) -> int:
@@ -157,5 +221,6 @@ def _stopped_by(e: BaseException | None) -> Stopped | None:
 
 
 def _line(text: str, code: int) -> int:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # whoever read stderr has gone: the code tells
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
     return code

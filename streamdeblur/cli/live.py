@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from streamdeblur.cli.console import make_console, set_up_logging
+from streamdeblur.cli.exits import Command
 from streamdeblur.cli.options import common, gather, model_options, spare_stdout
 from streamdeblur.config import StrictModel
 from streamdeblur.jobs.live.options import LiveOptions
@@ -40,7 +41,7 @@ def _scalars() -> type[StrictModel]:
     return create_model("LiveScalars", __base__=StrictModel, **fields)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
     "-t",

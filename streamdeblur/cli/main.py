@@ -13,7 +13,7 @@ from rich.table import Table
 
 from streamdeblur.cli import ablation, batch, benchmark, detection, evaluation, export, live, synthesis, training
 from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging
-from streamdeblur.cli.exits import run_and_exit, watching_for_readers
+from streamdeblur.cli.exits import Group, run_and_exit
 from streamdeblur.cli.options import common, gather, model_options, spare_stdout
 from streamdeblur.config import Interlaced, ProcessOptions
 from streamdeblur.errors import UsageError
@@ -22,21 +22,7 @@ from streamdeblur.version import __version__
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-class _Root(click.Group):
-    """Keeps click from seeing that a reader has gone: see ``exits.ReaderGone``."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        with watching_for_readers():  # prints the help
-            return super().make_context(info_name, args, parent, **extra)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with watching_for_readers():
-            return super().invoke(ctx)
-
-
-@click.group(cls=_Root, context_settings=_SETTINGS)
+@click.group(cls=Group, context_settings=_SETTINGS)
 @click.version_option(__version__, prog_name="streamdeblur")
 def cli() -> None:
     """Restore blurry footage with MIMO-UNet; sound, subtitles, timestamps and colour stay as they were."""

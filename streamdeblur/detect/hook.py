@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from streamdeblur import interrupts
 from streamdeblur.detect.detector import Boxes, Detections, Detector, checked, load_detector
 from streamdeblur.detect.draw import draw_frame, frame_to_rgb, labels
 from streamdeblur.detect.meter import Gain, Meter
@@ -89,7 +90,9 @@ class Ticket:
 
     def result(self, timeout: float | None = None) -> Look | None:
         """What was found; None where nothing looked at the frame, the detector failed, or after ``timeout`` seconds."""
-        self._done.wait(timeout)
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        while not self._done.wait(min(interrupts.LOOK, max(0.0, end - time.monotonic()))) and time.monotonic() < end:
+            interrupts.check()
         return self._look
 
 
@@ -237,7 +240,8 @@ class Hook:
                 self._stuck = True
                 log.warning("the detector of %s does not come back; frames go on without it", self._source)
                 return
-            self._changed.wait(left)
+            self._changed.wait(min(left, interrupts.LOOK))
+            interrupts.check()
 
     def _progress(self) -> int:
         return self._looked + self._errors + self._skipped
@@ -282,7 +286,7 @@ class Hook:
 
     def close(self, timeout: float = 10.0) -> None:
         """Look at what waits, as long as a frame takes no more than ``timeout`` seconds, and deliver what was found: a
-        sink that is down gets 2 s, others 30 s at most. Idempotent."""
+        sink that is down gets 2 s, others 30 s at most; after a signal, only 2 s for sinks. Idempotent."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -291,7 +295,7 @@ class Hook:
             self._thread.join(0.1)
             if self._progress() != seen:
                 seen, until = self._progress(), time.monotonic() + timeout
-            if time.monotonic() >= until:
+            if time.monotonic() >= until or interrupts.wanted():
                 break
         with self._changed:
             left = list(self._queue)
@@ -300,7 +304,8 @@ class Hook:
         for one in left:
             one.ticket._settle(None)
         for sink in self._sinks:
-            sink.close(min(timeout, _DOWN if sink.stats().down else _DELIVERY))
+            hurry = sink.stats().down or interrupts.wanted()
+            sink.close(min(timeout, _DOWN if hurry else _DELIVERY))
 
     def __enter__(self) -> Hook:
         return self

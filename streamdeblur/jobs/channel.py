@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -11,8 +10,6 @@ from typing import Generic, TypeVar
 from streamdeblur import interrupts
 
 T = TypeVar("T")
-
-_LOOK = 0.2  # seconds between two looks for a signal that is held back
 
 
 class Closed(Exception):
@@ -42,7 +39,9 @@ class Channel(Generic[T]):
     def put(self, item: T) -> None:
         weight = self._weigh(item)
         with self._changed:
-            self._wait(lambda: self._left or not self._items or self._weight + weight <= self._size)
+            interrupts.wait_for(
+                self._changed, lambda: self._left or not self._items or self._weight + weight <= self._size
+            )
             if self._left:
                 raise Closed
             self._items.append(item)
@@ -67,7 +66,7 @@ class Channel(Generic[T]):
     def get(self, timeout: float | None = None) -> T | None:
         """The next item; None when the producer is done. Raises TimeoutError after ``timeout`` seconds."""
         with self._changed:
-            if not self._wait(lambda: bool(self._items) or self._done, timeout):
+            if not interrupts.wait_for(self._changed, lambda: bool(self._items) or self._done, timeout):
                 raise TimeoutError
             if self._items:
                 item = self._items.popleft()
@@ -77,11 +76,3 @@ class Channel(Generic[T]):
             if self._error is not None:
                 raise self._error
             return None
-
-    def _wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        end = float("inf") if timeout is None else time.monotonic() + timeout
-        while not self._changed.wait_for(ready, min(_LOOK, max(0.0, end - time.monotonic()))):
-            if time.monotonic() >= end:
-                return False
-            interrupts.check()
-        return True

@@ -6,6 +6,7 @@ gives a good start and running out is caught (``restorer``).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from streamdeblur.errors import DeviceError, UsageError
 from streamdeblur.restore.tiles import GRID, MODES, TileMode, TilePlan, grid, plan_tiles, round_up
+
+log = logging.getLogger(__name__)
 
 #: Largest share of the free memory that a plan may use: others live on the machine too.
 SHARE = 0.5
@@ -115,16 +118,18 @@ def activation_bytes(module: nn.Module, dtype: torch.dtype) -> float:
     more than a second of every start.
     Weights are not in it. Linear in batch and area for any convolutional network.
     """
-    side = 32
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     run: Any = module
     weights = [*module.parameters(), *module.buffers()]
-    try:
-        with torch.inference_mode(), _LiveBytes(weights) as count:
-            run.residual(torch.zeros((1, 3, side, side), device=like.device, dtype=like.dtype))
-    except (RuntimeError, NotImplementedError):  # too small a picture for it, or a device that lacks an operation
-        return FALLBACK_BYTES_PER_PIXEL * dtype.itemsize
-    return float(count.peak) / side**2 * dtype.itemsize / like.element_size()
+    for side in (32, 128):
+        try:
+            with torch.inference_mode(), _LiveBytes(weights) as count:
+                run.residual(torch.zeros((1, 3, side, side), device=like.device, dtype=like.dtype))
+        except Exception as e:  # too small a picture for it, or a device that lacks an operation
+            log.debug("a network can't be counted on %dx%d pixels: %s", side, side, e)
+        else:
+            return float(count.peak) / side**2 * dtype.itemsize / like.element_size()
+    return FALLBACK_BYTES_PER_PIXEL * dtype.itemsize
 
 
 def _number(path: Path) -> int | None:

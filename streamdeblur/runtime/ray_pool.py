@@ -666,14 +666,21 @@ def _check_service(address: str) -> None:
 
 @contextmanager
 def signal_handlers_kept() -> Iterator[None]:
-    """`ray.init` replaces the handler of SIGTERM; the program's own are put back."""
+    """`ray.init` would replace the handler of SIGTERM by one that exits with 15: it must not, and what is replaced all
+    the same is put back."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    utils: Any = sys.modules.get("ray._private.utils")
+    setter = getattr(utils, "set_sigterm_handler", None)
+    if setter is not None:
+        utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
+        if setter is not None:
+            utils.set_sigterm_handler = setter
         for number, handler in kept.items():
             if handler is not None:  # None: not installed from Python, so not ours to put back
                 signal.signal(number, handler)

@@ -31,6 +31,8 @@ def open_container(path: str | os.PathLike[str], **options: Any) -> av.container
             raise UnreadableInput(f"{name} is a folder", "name a file, or a folder of images")
         if file.is_file() and file.stat().st_size == 0:
             raise UnreadableInput(f"{name} is empty (0 bytes)")
+        if file.is_fifo() or file.is_socket():
+            raise UnreadableInput(f"{name} is a pipe, and a source is read more than once", "save it as a file first")
         if not os.access(file, os.R_OK):
             raise UnreadableInput(f"{name} can't be read: permission denied")
         name = file_name(name)

@@ -436,7 +436,8 @@ class VideoWriter:
 
     def _start(self) -> None:
         if not self._header:
-            with self._guard("its header can't be written"):
+            # Where a packet of another stream comes before the first frame, the encoder opens here.
+            with kept_scheduling(), self._guard("its header can't be written"):
                 self._container.start_encoding()
             self._header = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import environment
+from tests.commands import ROOT, command, environment
 
 # A thread that nobody joins is in the network, or leaves it, while the process ends, as one does whose job was stopped.
 _IN_THE_NETWORK = """
@@ -95,6 +96,105 @@ def test_a_thread_in_the_network_does_not_abort_the_process(tmp_path: Path, leav
 def test_threads_are_waited_for_and_handlers_of_the_end_run(tmp_path: Path) -> None:
     done = _run(_ORDER, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (4, "['a task', 'a thread']", "")
+
+
+#: A signal comes when the action is over, and what runs at the end is at work.
+_LATE = """
+import atexit, os, signal, threading, time
+from streamdeblur.cli.exits import run_and_exit
+
+def late():
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.3)
+
+def action():
+    {how}
+    return 5
+
+run_and_exit(action)
+"""
+
+
+@pytest.mark.parametrize("how", ["threading.Thread(target=late).start()", "atexit.register(late)"])
+def test_a_wish_that_comes_after_the_end_changes_nothing(tmp_path: Path, how: str) -> None:
+    done = _run(_LATE.format(how=how), tmp_path)
+    assert (done.returncode, done.stderr) == (5, "")
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "1,2", "0,1,2"])
+def test_closed_streams_are_no_failure(tmp_path: Path, closed: str) -> None:
+    code = f"import os; [os.close(n) for n in ({closed},)]; os.execv({sys.executable!r}, {command('models')!r})"
+    done = _run(code, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("mimo-unet" in done.stdout) == ("1" not in closed)
+
+
+@pytest.mark.parametrize(("words", "code"), [(("models", "--nonsense"), 2), (("weights", "show", "none"), 1)])
+def test_the_code_tells_where_stderr_is_gone(tmp_path: Path, words: tuple[str, ...], code: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(command(*words), cwd=tmp_path, env=environment(), stderr=writing, check=False, timeout=60)
+    finally:
+        os.close(writing)
+    assert done.returncode == code
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_while_it_is_loaded_a_command_ends_at_once(tmp_path: Path, number: signal.Signals, word: str) -> None:
+    code = f"import signal, streamdeblur.interrupts as i; i.end_at_once(); signal.raise_signal({int(number)})"
+    done = _run(code, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"error: {word}\n")
+
+
+@pytest.mark.parametrize("script", ["batch", "live"])
+def test_a_script_whose_reader_has_gone(tmp_path: Path, script: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, str(ROOT / "pipelines" / f"{script}.py"), "--help"]
+    try:
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment(), stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+#: Waits in C, where no handler of Python's runs: each time it is woken, it goes on.
+_IN_C = """
+import ctypes, threading
+from streamdeblur.cli.exits import run_and_exit
+
+def action():
+    timer = threading.Timer(1.0, print, ("at work",), {"flush": True})
+    timer.daemon = True
+    timer.start()
+    lock = (ctypes.c_long * 8)()
+    libc = ctypes.CDLL(None)
+    libc.pthread_mutex_lock(lock)
+    libc.pthread_mutex_lock(lock)  # a second time, for ever; signals don't end it
+
+run_and_exit(action)
+"""
+
+
+def test_a_second_wish_counts_where_the_main_thread_never_comes_back(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _IN_C], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2.5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_second_wish_is_the_same_at_first_and_then_ends_the_process(tmp_path: Path) -> None:

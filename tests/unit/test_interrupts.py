@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -51,6 +52,68 @@ def test_a_signal_that_nobody_unwrapped_ends_the_program_as_it_should(capsys: py
     assert capsys.readouterr().err == "error: terminated: no unfinished file is left under its final name\n"
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    yield
+    interrupts.forget()
+
+
+class _Lossy:
+    """Python prints what is raised in a ``__del__``, and goes on."""
+
+    def __del__(self) -> None:
+        interrupts.deliver(exits.Stopped(15))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("look", [interrupts.check, interrupts.held()(lambda: None)], ids=["check", "held"])
+def test_what_was_lost_is_raised_at_the_next_look(look: Callable[[], object]) -> None:
+    _Lossy()
+    gc.collect()
+    assert interrupts.wanted()
+    with pytest.raises(exits.Stopped):
+        look()
+    assert not interrupts.wanted()
+
+
+@pytest.mark.usefixtures("handlers_put_back")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_program_whose_signal_was_lost_ends_by_it_all_the_same() -> None:
+    def action() -> None:
+        _Lossy()
+
+    assert exits.run(action) == 143
+
+
+def test_nothing_is_raised_a_second_time_while_it_is_on_its_way() -> None:
+    passed = []
+    try:
+        interrupts.deliver(exits.Stopped(15))
+    except exits.Stopped:
+        with interrupts.held():  # a clean-up that writes a file
+            interrupts.check()
+            passed.append("cleaned up")
+    assert passed == ["cleaned up"]
+
+
+def test_ctrl_c_of_a_caller_is_held_back_too() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    passed = []
+
+    def work() -> None:
+        with interrupts.held():
+            signal.raise_signal(signal.SIGINT)
+            passed.append("went on")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert passed == ["went on"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_waits_while_it_is_held_back() -> None:
     passed = []
 
@@ -66,8 +129,6 @@ def test_a_signal_waits_while_it_is_held_back() -> None:
         work()
     assert (found.value.number, passed) == (15, ["inside", "outside"])
     interrupts.check()  # it is raised once
-    with pytest.raises(exits.Stopped):
-        interrupts.deliver(exits.Stopped(15))
 
 
 def test_where_a_job_looks_it_stops() -> None:
@@ -113,14 +174,15 @@ def test_who_waits_on_a_channel_looks(end: str) -> None:
     if end == "put":
         channel.put(1)
 
+    timer = threading.Timer(0.3, signal.raise_signal, (signal.SIGUSR1,))
+
     def work() -> None:
         with interrupts.held():
+            timer.start()
             channel.put(2) if end == "put" else channel.get()
 
-    timer = threading.Timer(0.3, signal.raise_signal, (signal.SIGUSR1,))
     before = signal.signal(signal.SIGUSR1, lambda number, frame: interrupts.deliver(exits.Stopped(number)))
     try:
-        timer.start()
         with pytest.raises(exits.Stopped):
             work()
     finally:

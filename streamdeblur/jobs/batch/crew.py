@@ -18,6 +18,7 @@ from typing import Any, Literal
 import ray
 import ray.exceptions
 
+from streamdeblur import interrupts
 from streamdeblur.errors import DeviceError, StreamdeblurError, WorkerError
 from streamdeblur.interrupts import interruptible
 from streamdeblur.jobs.batch import cluster
@@ -197,8 +198,10 @@ class Crew:
         """Let the actors clear up on their nodes, at the end of a job that came to its end."""
         calls = [a.handle.leave.remote() for a in self.actors if a.state == "ready"]
         if calls:
+            end = time.monotonic() + _LEAVE
             with interruptible():
-                _ray.wait(calls, num_returns=len(calls), timeout=_LEAVE)
+                while calls and time.monotonic() < end and not interrupts.wanted():
+                    _, calls = _ray.wait(calls, num_returns=len(calls), timeout=interrupts.LOOK)
 
     def close(self) -> None:
         for actor in self.actors:
