@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from streamdeblur.config import ProcessOptions
 from streamdeblur.errors import OutputError, StreamdeblurError, UsageError
 from streamdeblur.jobs.images import process_images
 from tests.clips import read_clip, write_numbered_clip
+from tests.commands import command, environment
 
 pytestmark = pytest.mark.integration
 
@@ -101,6 +105,36 @@ def test_a_detector_that_fails_costs_no_frame(clip: Path, tmp_path: Path, caplog
     assert summary.detection["errors"] == 12
     assert "no such luck" in caplog.text
     assert "12 frames were not looked at" in caplog.text
+
+
+def test_a_stop_does_not_wait_for_the_detector(clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(
+        "import time\n"
+        "def build():\n"
+        "    def detect(rgb):\n"
+        "        open('asked', 'w').close()\n"
+        "        time.sleep(600)\n"
+        "    return detect\n"
+    )
+    word = f"{tmp_path / 'stuck.py'}:build"
+    process = subprocess.Popen(
+        command("process", clip, "-o", tmp_path / "out.mkv", "-m", "identity", "--detect", word, "--annotate"),
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 120
+        while not (tmp_path / "asked").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=40)  # the detector alone would be given 60 s
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (143, "")
+    assert err.splitlines()[-1].startswith("error: terminated")
+    assert not (tmp_path / "out.mkv").exists()
+    assert not (tmp_path / "out.mkv.partial").exists()
 
 
 def test_what_cannot_work_is_said_before_anything_is_written(clip: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from av.stream import Disposition
 from streamdeblur import process_video
 from streamdeblur.errors import ConfigError, EncoderError, OutputError, UsageError
 from streamdeblur.frames import Frame
+from streamdeblur.jobs.process import Job
 from streamdeblur.restore import Restorer
 from streamdeblur.video.reader import VideoReader
 from streamdeblur.video.writer import VideoWriter
@@ -443,25 +444,54 @@ def test_depth_size_and_chroma_never_change(
         assert len([m for m in messages if said in m and f"using {summary.encoder}" in m]) == 1
 
 
+class _Scheduling:
+    """How this process's threads are scheduled, now and whenever a frame is written."""
+
+    def __init__(self) -> None:
+        self.before = (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
+        self.seen: set[tuple[int, int]] = set()
+
+    def look(self, _: object = None) -> None:
+        for tid in map(int, os.listdir("/proc/self/task")):
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                self.seen.add((os.sched_getscheduler(tid), os.sched_getparam(tid).sched_priority))
+
+
 @pytest.mark.parametrize("name", ["x265", "av1", "vp9", "ffv1"])
 def test_encoders_by_name(tmp_path: Path, name: str) -> None:
     source = write_numbered_clip(tmp_path / "a.mp4", 4, (320, 240))
     preset = "auto" if name == "ffv1" else "ultrafast"
-    threads: set[tuple[int, int]] = set()
-
-    def look(_: object) -> None:
-        for tid in map(int, os.listdir("/proc/self/task")):
-            with suppress(ProcessLookupError):  # it has ended meanwhile
-                threads.add((os.sched_getscheduler(tid), os.sched_getparam(tid).sched_priority))
-
-    before = (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
-    process_video(source, tmp_path / "b.mkv", model="identity", encoder=name, preset=preset, progress=look)
-    look(None)
-    assert threads == {before}  # SVT-AV1 makes all of them real-time where it may
+    threads = _Scheduling()
+    process_video(source, tmp_path / "b.mkv", model="identity", encoder=name, preset=preset, progress=threads.look)
+    threads.look()
+    assert threads.seen == {threads.before}  # SVT-AV1 makes all of them real-time where it may
     expected = {"x265": "hevc"}.get(name, name)
     assert codec_of(tmp_path / "b.mkv") == (expected, "yuv420p")
     assert numbers(tmp_path / "b.mkv") == list(range(4))
     assert times(tmp_path / "b.mkv") == [Fraction(round(1000 * i / 30), 1000) for i in range(4)]
+
+
+def test_sound_before_the_first_frame_makes_no_thread_real_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder opens with the file's header then, and not with its first frame."""
+    source = write_everything(tmp_path / "a.mkv")
+    threads, came, late = _Scheduling(), [], Job.settled
+    copy, write = VideoWriter.copy, VideoWriter.write
+
+    def slowly(self: Job, done: Any) -> Any:
+        time.sleep(0.0 if came else 0.5)
+        return late(self, done)
+
+    monkeypatch.setattr(Job, "settled", slowly)
+    monkeypatch.setattr(VideoWriter, "copy", lambda *a: (came.append("packet"), copy(*a))[1])
+    monkeypatch.setattr(VideoWriter, "write", lambda *a: (came.append("frame"), write(*a))[1])
+    process_video(
+        source, tmp_path / "b.mkv", model="identity", encoder="av1", preset="ultrafast", progress=threads.look
+    )
+    threads.look()
+    assert came[0] == "packet"
+    assert threads.seen == {threads.before}
 
 
 @pytest.mark.parametrize(("name", "ending"), [("x264", "mp4"), ("x265", "mp4"), ("vp9", "mkv"), ("auto", "mov")])

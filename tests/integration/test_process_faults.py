@@ -65,6 +65,11 @@ def a_folder(folder: Path) -> list[str | Path]:
     return [folder / "a", "-o", folder / "out.mp4"]
 
 
+def a_pipe(folder: Path) -> list[str | Path]:
+    os.mkfifo(folder / "a.mp4")
+    return [folder / "a.mp4", "-o", folder / "out.mp4"]
+
+
 def audio_only(folder: Path) -> list[str | Path]:
     with av.open(str(folder / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=48000, layout="mono")
@@ -201,6 +206,7 @@ CASES: dict[str, Case] = {
     "empty": Case(empty, r"a\.mp4 is empty"),
     "text": Case(text, r"a\.mp4 can't be opened as video"),
     "empty folder": Case(a_folder, r"holds no image"),
+    "pipe": Case(a_pipe, r"a\.mp4 is a pipe, .*read more than once; save it"),
     "audio only": Case(audio_only, r"a\.mp4 has no video stream .*audio"),
     "truncated": Case(truncated, r"a\.mp4 breaks at [01]\.\d+ s: .*bypass"),
     "truncated matroska": Case(truncated_matroska, r"a\.mkv breaks at [01]\.\d+ s: .*bypass"),

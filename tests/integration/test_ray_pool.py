@@ -394,6 +394,26 @@ def test_starts_and_ends_its_own_ray_from_a_checkout(tmp_path: Path) -> None:
     assert gone(inside)
 
 
+def test_a_signal_while_ray_starts_is_the_programs_own(tmp_path: Path) -> None:
+    """ray.init installs a handler of its own first of all, which would exit with 15."""
+    body = """
+        import ray
+        from streamdeblur.cli.exits import run_and_exit
+
+        def init(**options):
+            ray._private.utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+
+        source = open(ray._private.worker.__file__).read()
+        assert source.count("ray._private.utils.set_sigterm_handler(sigterm_handler)") >= 1
+        ray.init = init
+        run_and_exit(lambda: RayPool(factory, workers=1, num_cpus=1))
+    """
+    out, err = program(tmp_path, body).communicate(timeout=90)
+    assert (out, err) == ("", "error: terminated: no unfinished file is left under its final name\n")
+
+
 def test_killed_driver_leaves_no_processes(tmp_path: Path) -> None:
     child = program(
         tmp_path,
