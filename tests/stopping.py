@@ -25,9 +25,12 @@ from streamdeblur.jobs.images import process_images
 from tests.clips import read_clip, read_number, write_numbered_clip
 
 #: Files whose every line is tried, by its first moment.
-_NEAR = r"streamdeblur/jobs/(process|images|channel|run)\.py|threading\.py"
+_NEAR = {
+    "video": r"streamdeblur/jobs/(process|channel|run)\.py|threading\.py",
+    "pictures": r"streamdeblur/(jobs/images|video/images)\.py",
+}
 #: How many of the others.
-_FAR = 40
+_FAR = 30
 
 
 def _lines(action: Callable[[], object], stop_at: int | None) -> dict[tuple[str, int], int]:
@@ -78,9 +81,9 @@ def main(kind: str, folder: Path) -> None:
     clear()
     moments = _lines(job, None)
     clear()
-    near = [at for (file, _), at in moments.items() if re.search(_NEAR, file)]
-    far = [at for (file, _), at in moments.items() if not re.search(_NEAR, file)]
-    assert len(near) > 100
+    near = [at for (file, _), at in moments.items() if re.search(_NEAR[kind], file)]
+    far = [at for (file, _), at in moments.items() if not re.search(_NEAR[kind], file)]
+    assert len(near) > 50
     ignored = []
     for at in sorted(near + random.Random(0).sample(far, _FAR)):
         finished = False
