@@ -276,8 +276,8 @@ class Job:
                     interrupts.check()
                     writer.finish()
                 except BaseException:
+                    writer.abort()  # before Ray ends: while it does, SIGTERM kills
                     pool.close(abort=True)
-                    writer.abort()
                     raise
             return self._summary(reader, writer, workforce, ledger)
 

@@ -241,8 +241,7 @@ class RayPool:
             self._done.clear()
             self._in_flight = 0
             if self._owns_ray:
-                ray.shutdown()
-                messages_to_log(False)
+                shut_down()
 
     def __enter__(self) -> Self:
         return self
@@ -684,6 +683,13 @@ def signal_handlers_kept() -> Iterator[None]:
         for number, handler in kept.items():
             if handler is not None:  # None: not installed from Python, so not ours to put back
                 signal.signal(number, handler)
+
+
+def shut_down() -> None:
+    """`ray.shutdown`, after which handlers are the program's again: Ray's core puts SIGTERM's default back."""
+    with signal_handlers_kept():
+        ray.shutdown()
+    messages_to_log(False)
 
 
 def brief(error: BaseException) -> str:

@@ -26,7 +26,7 @@ import ray.exceptions
 
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WorkerError
 from streamdeblur.runtime.pool import one_line
-from streamdeblur.runtime.ray_pool import check_address, signal_handlers_kept
+from streamdeblur.runtime.ray_pool import check_address, shut_down, signal_handlers_kept
 from streamdeblur.training.outcome import Observer, Outcome, Progress
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.run import run_training
@@ -135,7 +135,7 @@ def _connected(address: str | None, workers: int | None, threads: int | None) ->
     try:
         yield
     finally:
-        ray.shutdown()
+        shut_down()
 
 
 @dataclass(frozen=True)

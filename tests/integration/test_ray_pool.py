@@ -266,7 +266,8 @@ def test_no_room_is_an_error_and_too_little_is_not(caplog: pytest.LogCaptureFixt
         expect_all(run(pool, 8))
         pool._placement_timeout = 0.0
         expect_all(run(pool, 8))
-    assert any("no room for worker ray:1" in record.getMessage() for record in caplog.records)
+    # Whichever Ray placed first.
+    assert any("no room for worker ray:" in record.getMessage() for record in caplog.records)
 
 
 def test_close_from_another_thread_ends_collect() -> None:
@@ -374,6 +375,8 @@ def test_starts_and_ends_its_own_ray_from_a_checkout(tmp_path: Path) -> None:
                 print(items[0].index, marks, flush=True)
             import ray
             assert not ray.is_initialized()
+            os.kill(os.getpid(), signal.SIGTERM)  # Ray's core put the default back, which would kill
+            print(marks, flush=True)
             with RayPool(slow, workers=1, num_cpus=1) as pool:
                 pool.submit(frame(0))
                 while not pool.worker_pids(): pool.collect(0.1)
@@ -386,6 +389,7 @@ def test_starts_and_ends_its_own_ray_from_a_checkout(tmp_path: Path) -> None:
     assert child.stdout is not None
     assert child.stdout.readline() == "21 ray:0 42\n"
     assert child.stdout.readline() == "22 ['term']\n"
+    assert child.stdout.readline() == "['term', 'term']\n"
     pid = int(child.stdout.readline().split()[1])
     inside = [process.pid for process in psutil.Process(child.pid).children(recursive=True)]
     assert pid in inside

@@ -58,8 +58,7 @@ def connected(options: BatchOptions) -> Iterator[bool]:
     try:
         yield address in (None, "local")
     finally:
-        ray.shutdown()
-        ray_pool.messages_to_log(False)
+        ray_pool.shut_down()
 
 
 def gpus_per_worker(options: BatchOptions) -> float:
