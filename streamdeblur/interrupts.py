@@ -94,10 +94,13 @@ def _on_interrupt(number: int, frame: FrameType | None) -> None:
     deliver(KeyboardInterrupt())
 
 
-def wait_for(changed: threading.Condition, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-    """``changed.wait_for(ready, timeout)`` that looks for signals; the caller holds the lock, as there."""
+def wait(once: Callable[[float], bool], timeout: float | None = None) -> bool:
+    """Wait up to ``timeout`` seconds (None: for ever), looking for signals; whether ``once`` came to be true.
+
+    once: waits for the seconds it is given, as ``Event.wait`` does.
+    """
     end = float("inf") if timeout is None else time.monotonic() + timeout
-    while not changed.wait_for(ready, min(LOOK, max(0.0, end - time.monotonic()))):
+    while not once(min(LOOK, max(0.0, end - time.monotonic()))):
         if time.monotonic() >= end:
             return False
         check()

@@ -47,8 +47,8 @@ def watching_for_readers() -> Iterator[None]:
         raise ReaderGone from e
 
 
-class _Watching(click.Command):
-    """Keeps click from seeing that a reader has gone."""
+class Command(click.Command):
+    """Keeps click from seeing that a reader has gone. For those that may be a program of their own."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
@@ -61,11 +61,7 @@ class _Watching(click.Command):
             return super().invoke(ctx)
 
 
-class Command(_Watching):
-    """A command that may be a program of its own."""
-
-
-class Group(_Watching, click.Group):
+class Group(Command, click.Group):
     """The whole command line."""
 
 

@@ -90,9 +90,7 @@ class Ticket:
 
     def result(self, timeout: float | None = None) -> Look | None:
         """What was found; None where nothing looked at the frame, the detector failed, or after ``timeout`` seconds."""
-        end = float("inf") if timeout is None else time.monotonic() + timeout
-        while not self._done.wait(min(interrupts.LOOK, max(0.0, end - time.monotonic()))) and time.monotonic() < end:
-            interrupts.check()
+        interrupts.wait(self._done.wait, timeout)
         return self._look
 
 

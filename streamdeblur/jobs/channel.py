@@ -39,9 +39,7 @@ class Channel(Generic[T]):
     def put(self, item: T) -> None:
         weight = self._weigh(item)
         with self._changed:
-            interrupts.wait_for(
-                self._changed, lambda: self._left or not self._items or self._weight + weight <= self._size
-            )
+            self._wait(lambda: self._left or not self._items or self._weight + weight <= self._size)
             if self._left:
                 raise Closed
             self._items.append(item)
@@ -66,7 +64,7 @@ class Channel(Generic[T]):
     def get(self, timeout: float | None = None) -> T | None:
         """The next item; None when the producer is done. Raises TimeoutError after ``timeout`` seconds."""
         with self._changed:
-            if not interrupts.wait_for(self._changed, lambda: bool(self._items) or self._done, timeout):
+            if not self._wait(lambda: bool(self._items) or self._done, timeout):
                 raise TimeoutError
             if self._items:
                 item = self._items.popleft()
@@ -76,3 +74,6 @@ class Channel(Generic[T]):
             if self._error is not None:
                 raise self._error
             return None
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
+        return interrupts.wait(lambda seconds: self._changed.wait_for(ready, seconds), timeout)

@@ -319,11 +319,9 @@ class Job:
             threading.Thread(target=self._read, args=(reader,), name="reader", daemon=True),
             threading.Thread(target=self._write, args=(writer,), name="writer", daemon=True),
         ]
-        running: list[threading.Thread] = []
         try:
             for t in threads:
                 t.start()
-                running.append(t)
             self._pump(pool, ledger, reader)
             self.mux.finish()
             self._drain(ledger, reader, until_done=True)
@@ -331,8 +329,9 @@ class Job:
             self.frames.leave()
             self.mux.finish(Closed())
             self.mux.leave()
-            for t in running:
-                t.join()
+            for t in threads:
+                if t.is_alive():
+                    t.join()
 
     def _read(self, reader: VideoReader) -> None:
         try:

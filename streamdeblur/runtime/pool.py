@@ -203,7 +203,7 @@ class InProcessPool:
     def _start(self, run: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=run, args=arguments, name="restore", daemon=True)
         self._threads.append(thread)
-        with interrupts.held():
+        with interrupts.held():  # broken off in there, it would keep a lock that the end of the program needs
             thread.start()
 
     def _first(self, factory: Factory) -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,21 @@ def action():
 
 run_and_exit(action)
 """
+
+
+@contextmanager
+def _running(code: str, first: str) -> Iterator[subprocess.Popen[str]]:
+    """A program that has printed its ``first`` line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{first}\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -162,7 +179,7 @@ def test_a_script_whose_reader_has_gone(tmp_path: Path, script: str) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-#: Waits in C, where no handler of Python's runs: each time it is woken, it goes on.
+#: Waits in C, where no handler of Python's runs.
 _IN_C = """
 import ctypes, threading
 from streamdeblur.cli.exits import run_and_exit
@@ -180,30 +197,18 @@ run_and_exit(action)
 """
 
 
-def test_a_second_wish_counts_where_the_main_thread_never_comes_back(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _IN_C], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "at work\n"
+def test_a_second_wish_counts_where_the_main_thread_never_comes_back() -> None:
+    with _running(_IN_C, "at work") as process:
         process.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(2.5)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-    finally:
-        process.kill()
-        process.communicate()
 
 
-def test_a_second_wish_is_the_same_at_first_and_then_ends_the_process(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _STUCK], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
+def test_a_second_wish_is_the_same_at_first_and_then_ends_the_process() -> None:
+    with _running(_STUCK, "at work") as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "at work\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "cleaning up\n"
         process.send_signal(signal.SIGTERM)
@@ -213,6 +218,3 @@ def test_a_second_wish_is_the_same_at_first_and_then_ends_the_process(tmp_path: 
         assert process.wait(60) == 143
         assert process.stderr is not None
         assert process.stderr.read().startswith("error: stopped at once; unfinished files (NAME.partial) may be left")
-    finally:
-        process.kill()
-        process.communicate()

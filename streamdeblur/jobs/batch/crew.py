@@ -20,7 +20,6 @@ import ray.exceptions
 
 from streamdeblur import interrupts
 from streamdeblur.errors import DeviceError, StreamdeblurError, WorkerError
-from streamdeblur.interrupts import interruptible
 from streamdeblur.jobs.batch import cluster
 from streamdeblur.jobs.batch.actors import Actor, actor_class
 from streamdeblur.jobs.batch.metrics import DriverMetrics
@@ -185,7 +184,7 @@ class Crew:
         if not calls:
             time.sleep(seconds)
             return
-        with interruptible():
+        with interrupts.interruptible():
             ready, _ = _ray.wait(list(calls), num_returns=1, timeout=seconds)
             if ready and len(calls) > 1:
                 ready, _ = _ray.wait(list(calls), num_returns=len(calls), timeout=0)
@@ -199,7 +198,7 @@ class Crew:
         calls = [a.handle.leave.remote() for a in self.actors if a.state == "ready"]
         if calls:
             end = time.monotonic() + _LEAVE
-            with interruptible():
+            with interrupts.interruptible():
                 while calls and time.monotonic() < end and not interrupts.wanted():
                     _, calls = _ray.wait(calls, num_returns=len(calls), timeout=interrupts.LOOK)
 
@@ -224,7 +223,7 @@ class Crew:
     def _answer(self, actor: Actor) -> Event | None:
         call, actor.call = actor.call, None
         try:
-            with interruptible():
+            with interrupts.interruptible():
                 answer = _ray.get(call)
         except _GONE as e:
             return self._gone(actor, e)

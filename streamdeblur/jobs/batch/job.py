@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from streamdeblur import interrupts
 from streamdeblur.config import ProcessOptions, parse
 from streamdeblur.errors import DiskFull, OutputError, StreamdeblurError, UnreadableInput, UsageError
-from streamdeblur.interrupts import interruptible
 from streamdeblur.jobs.batch import fingerprint, place
 from streamdeblur.jobs.batch.manifest import SCHEMA, Entry, Manifest
 from streamdeblur.jobs.batch.node import CORRECTIONS, DETECTIONS, DRIVER, segment_name
@@ -366,7 +365,7 @@ class _Job:
             self.scheduler = Scheduler(left, o, spec, self.manifest, held, self.progress, self.files, started_here)
             with interrupts.held():
                 try:
-                    with interruptible():
+                    with interrupts.interruptible():
                         self.scheduler.run()
                 except BaseException as e:
                     self._break_off(e)  # before Ray is shut down: whoever stops a job may soon kill it
