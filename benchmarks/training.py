@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from measure import alternate, peak_memory, picture, ratio, table
 from torch import Tensor
 
-from streamdeblur.evaluation.benchmark.reference import PlainAFF
+from streamdeblur.evaluation.benchmark.reference import as_published
 from streamdeblur.restore.engines import resolve_device
 from streamdeblur.training.batches import augment
 from streamdeblur.training.networks import initial_network
@@ -73,10 +73,7 @@ class _Waiting:
 
 def _plain_step(recipe: Recipe, device: torch.device) -> Callable[[Tensor, Tensor], None]:
     """As research code trains: eager, float32, contiguous, concatenating AFF, two full transforms a scale, Adam."""
-    net = initial_network(recipe)
-    for name in ("aff1", "aff2"):
-        setattr(net, name, PlainAFF(getattr(net, name)))
-    net = net.to(device).to(memory_format=torch.contiguous_format).train()
+    net = as_published(initial_network(recipe)).to(device).to(memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
 
     def step(blur: Tensor, sharp: Tensor) -> None:

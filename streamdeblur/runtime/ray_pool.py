@@ -18,22 +18,17 @@ import logging
 import math
 import os
 import pickle
-import re
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -42,9 +37,10 @@ import ray.exceptions
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WorkerError
+from streamdeblur.errors import DeviceError, StreamdeblurError, WorkerError
 from streamdeblur.frames import Frame, Gap
 from streamdeblur.interrupts import interruptible
+from streamdeblur.runtime import ray_session
 from streamdeblur.runtime.pool import Factory, Result, one_line
 
 if TYPE_CHECKING:
@@ -58,10 +54,6 @@ _cloudpickle: Any = cloudpickle
 
 #: Starts in a row that may end in a death before a worker is given up.
 MAX_STARTS = 3
-
-#: Seconds until a cluster must have answered: the port, then the service behind it.
-_PORT_TIMEOUT = 5.0
-_SERVICE_TIMEOUT = 30.0
 
 #: Longest wait in Ray, in seconds: how soon `close` from another thread and overdue placements are noticed.
 _TICK = 0.25
@@ -173,7 +165,7 @@ class RayPool:
         self._owns_ray = False
         try:
             if not ray.is_initialized():
-                self._connect(address or os.environ.get("RAY_ADDRESS") or None)
+                self._connect(address)
             self._actor_class: Any = ray.remote(_worker_class())
             self._node = _this_node()
             for slot in self._slots:
@@ -241,7 +233,7 @@ class RayPool:
             self._done.clear()
             self._in_flight = 0
             if self._owns_ray:
-                shut_down()
+                ray_session.shut_down()
 
     def __enter__(self) -> Self:
         return self
@@ -254,30 +246,15 @@ class RayPool:
     # Starting
 
     def _connect(self, address: str | None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is None or address == "local":
-            options: dict[str, Any] = {
-                "address": "local",
-                "include_dashboard": False,
-                "num_cpus": max(1, math.ceil(len(self._slots) * self._num_cpus)),
-                "object_store_memory": _store_size(self.capacity),
-            }
-            if self._num_gpus == 0:
-                options["num_gpus"] = 0
-            where = "on this machine"
-        else:
-            check_address(address)
-            options = {"address": address}
-            where = f"at {address}"
-        with signal_handlers_kept():
-            self._owns_ray = True  # also if the start is interrupted half-way
-            try:
-                ray.init(**options, **quiet)
-            except Exception as error:
-                raise DeviceError(f"Ray can't be used {where}: {one_line(error)}") from error
-        messages_to_log(True)
-        if options["address"] == "local" and self._num_gpus > 0:
+        local: dict[str, Any] = {
+            "num_cpus": max(1, math.ceil(len(self._slots) * self._num_cpus)),
+            "object_store_memory": _store_size(self.capacity),
+        }
+        if self._num_gpus == 0:
+            local["num_gpus"] = 0
+        self._owns_ray = True  # also if the start is interrupted half-way
+        started = ray_session.start(address, **local)
+        if started and self._num_gpus > 0:
             wanted = len(self._slots) * self._num_gpus
             there = _ray.cluster_resources().get("GPU", 0.0)
             if wanted > there:
@@ -343,7 +320,7 @@ class RayPool:
         except StreamdeblurError as error:
             self._failure = error
         except (ray.exceptions.RayError, ConnectionError) as error:  # a full store, a head node that went away
-            self._failure = WorkerError(f"Ray failed: {brief(error)}")
+            self._failure = WorkerError(f"Ray failed: {ray_session.brief(error)}")
 
     def _advance(self, slot: _Slot, arrived: set[Any]) -> None:
         death: BaseException | None = None
@@ -357,7 +334,9 @@ class RayPool:
             except ray.exceptions.RayTaskError as error:
                 outcome = one_line(error.cause if error.cause is not None else error)
             except ray.exceptions.RayError as error:  # the result was lost on its way, with the node that held it
-                logger.warning("the result of frame %d was lost (%s): it is done again", job.frame.index, brief(error))
+                logger.warning(
+                    "the result of frame %d was lost (%s): it is done again", job.frame.index, ray_session.brief(error)
+                )
                 slot.jobs.remove(job)
                 self._charge(job, slot)
                 continue
@@ -428,7 +407,7 @@ class RayPool:
             if starting
             else "idle"
         )
-        logger.warning("worker %s died %s (%s)", who, lost, brief(error))
+        logger.warning("worker %s died %s (%s)", who, lost, ray_session.brief(error))
         for job in back:
             if job is charged:
                 self._charge(job, slot)
@@ -515,7 +494,6 @@ def _worker_class() -> type:
 
     class RestoreWorker:
         def __init__(self, search_path: list[str], threads: int | None) -> None:
-            import os
             import sys
             from pathlib import Path
 
@@ -528,8 +506,6 @@ def _worker_class() -> type:
                     os.environ[name] = str(threads)
 
         def hello(self) -> tuple[int, str]:
-            import os
-            import socket
 
             return os.getpid(), socket.gethostname()
 
@@ -618,105 +594,3 @@ def _store_size(frames: int) -> int:
         wanted = min(wanted, shared)
     # With less shared memory than that (64 MiB in a container by default) Ray takes files under /tmp: slower, sound.
     return max(wanted, _STORE_MINIMUM)
-
-
-def check_address(address: str) -> None:
-    """Find out in bounded time whether a cluster answers; `ray.init` would try for minutes, and ignore signals."""
-    if address == "auto":
-        _check_service(address)
-        return
-    client = address.startswith("ray://")
-    try:
-        parts = urlsplit(address if client else f"//{address}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or (port is None and not client) or (not client and "://" in address):
-        raise UsageError(f"{address!r} is not the address of a Ray cluster", "give auto, HOST:PORT or ray://HOST:PORT")
-    try:
-        socket.create_connection((host, port or 10001), timeout=_PORT_TIMEOUT).close()
-    except OSError as error:
-        raise DeviceError(
-            f"no Ray cluster answers at {address}: {error.strerror or error}",
-            "check the address, or leave it out to use this machine",
-        ) from error
-    if not client:
-        _check_service(address)
-
-
-def _check_service(address: str) -> None:
-    """Ask in a process of its own, which can be killed: something else may listen at the port, or nothing any more."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SERVICE_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        reason = f"no answer within {_SERVICE_TIMEOUT:g} s"
-    else:
-        if done.returncode == 0:
-            return
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        reason = " ".join(lines[-1].split()) if lines else f"the health check returned {done.returncode}"
-    raise DeviceError(
-        f"no Ray cluster answers at {address}: {reason}", "check the address, or leave it out to use this machine"
-    )
-
-
-@contextmanager
-def signal_handlers_kept() -> Iterator[None]:
-    """`ray.init` would replace the handler of SIGTERM by one that exits with 15: it must not, and what is replaced all
-    the same is put back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    utils: Any = sys.modules.get("ray._private.utils")
-    setter = getattr(utils, "set_sigterm_handler", None)
-    if setter is not None:
-        utils.set_sigterm_handler = lambda handler: None
-    try:
-        yield
-    finally:
-        if setter is not None:
-            utils.set_sigterm_handler = setter
-        for number, handler in kept.items():
-            if handler is not None:  # None: not installed from Python, so not ours to put back
-                signal.signal(number, handler)
-
-
-def shut_down() -> None:
-    """`ray.shutdown`, after which handlers are the program's again: Ray's core puts SIGTERM's default back."""
-    with signal_handlers_kept():
-        ray.shutdown()
-    messages_to_log(False)
-
-
-def brief(error: BaseException) -> str:
-    """Ray's own messages run over many lines: the class, and how the process ended where that is told."""
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return "killed by Ray's memory monitor: the machine ran out of memory"
-    found = re.search(r"Worker exit type: (\w+)", str(error))
-    if found:
-        return f"{type(error).__name__}, {found[1]}"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {' '.join(lines[0].split())[:100]}" if lines else type(error).__name__
-
-
-_ray_printer: Any = None
-
-
-def messages_to_log(on: bool) -> None:
-    """Keep Ray's reports of dead workers off standard output, where a program's result may go; there is no option."""
-    global _ray_printer
-    module: Any = sys.modules.get("ray._private.worker")
-    if on and _ray_printer is None:
-        _ray_printer = getattr(module, "print_to_stdstream", None)
-        if _ray_printer is not None:
-            module.print_to_stdstream = _log_message
-    elif not on and _ray_printer is not None:
-        module.print_to_stdstream, _ray_printer = _ray_printer, None
-
-
-def _log_message(data: Any, *arguments: Any, **options: Any) -> None:
-    logger.debug("Ray: %s", " ".join(str(data.get("lines")).split()) if isinstance(data, dict) else data)

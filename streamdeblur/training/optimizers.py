@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,20 +56,30 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None if closure is None else closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    (self._matrix if group["muon"] else self._other)(parameter, group)
+            given = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not group["muon"]:
+                for parameter in given:
+                    self._other(parameter, group)
+                continue
+            # Matrices of one shape at once: a network has a hundred of them, and most are small.
+            for _, alike in itertools.groupby(sorted(given, key=_shape), key=_shape):
+                self._matrices(list(alike), group)
         return loss
 
-    def _matrix(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state = self._state(parameter, squares=False)
+    def _matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """One update of parameters of one shape."""
+        flat = torch.stack([self._direction(parameter) for parameter in parameters])
+        updates = orthogonal(flat).mul_(_UPDATE_RMS * max(flat.shape[1:]) ** 0.5)
+        rate = group["lr"] * self._ratio
+        for parameter, update in zip(parameters, updates, strict=True):
+            parameter.mul_(1 - rate * group["weight_decay"]).add_(update.view(parameter.shape), alpha=-rate)
+
+    def _direction(self, parameter: Tensor) -> Tensor:
+        """The gradient with momentum, as a matrix."""
         gradient = parameter.grad
         assert gradient is not None
-        momentum = state["exp_avg"].lerp_(gradient, 1 - _MOMENTUM)
-        flat = gradient.lerp(momentum, _MOMENTUM).reshape(parameter.shape[0], -1)
-        update = orthogonal(flat).mul_(_UPDATE_RMS * max(flat.shape) ** 0.5).view(parameter.shape)
-        rate = group["lr"] * self._ratio
-        parameter.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate)
+        momentum = self._state(parameter, squares=False)["exp_avg"].lerp_(gradient, 1 - _MOMENTUM)
+        return gradient.lerp(momentum, _MOMENTUM).reshape(parameter.shape[0], -1)
 
     def _other(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state = self._state(parameter, squares=True)
@@ -93,17 +104,22 @@ class Muon(torch.optim.Optimizer):
         return state
 
 
+def _shape(parameter: Tensor) -> tuple[int, ...]:
+    return tuple(parameter.shape)
+
+
 def orthogonal(matrix: Tensor) -> Tensor:
     """The nearest matrix with all singular values near 1 (0.7 to 1.2): five Newton-Schulz steps, in float32.
 
-    matrix: (m, n), any float dtype. Returns a new contiguous float32 tensor of that shape; zeros stay zeros.
+    matrix: (..., m, n), any float dtype; each of several is treated alone. Returns a new contiguous float32 tensor of
+    that shape; zeros stay zeros.
     """
     x = matrix.float()
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    x = x / (x.norm() + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
-        square = x @ x.T
+        square = x @ x.mT
         x = _A * x + (_B * square + _C * square @ square) @ x
-    result: Tensor = x.T if tall else x
+    result: Tensor = x.mT if tall else x
     return result.contiguous()

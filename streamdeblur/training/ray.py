@@ -25,8 +25,7 @@ import ray
 import ray.exceptions
 
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WorkerError
-from streamdeblur.runtime.pool import one_line
-from streamdeblur.runtime.ray_pool import check_address, shut_down, signal_handlers_kept
+from streamdeblur.runtime import ray_session
 from streamdeblur.training.outcome import Observer, Outcome, Progress
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.run import run_training
@@ -115,27 +114,16 @@ def _connected(address: str | None, workers: int | None, threads: int | None) ->
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None or address == "local":
-        options |= {"address": "local", "include_dashboard": False}
-        if workers is not None:  # as many as are asked for, also on fewer cores
-            options["num_cpus"] = max(os.cpu_count() or 1, workers * (threads or 1))
-    else:
-        if address.startswith("ray://"):
-            raise UsageError(f"training does not run through a Ray client ({address})", "submit it as a job instead")
-        check_address(address)
-        options["address"] = address
-    with signal_handlers_kept():
-        try:
-            ray.init(**options)
-        except Exception as e:
-            raise DeviceError(f"Ray can't be used at {address or 'this machine'}: {one_line(e)}") from e
+    address = ray_session.chosen_address(address)
+    if address.startswith("ray://"):
+        raise UsageError(f"training does not run through a Ray client ({address})", "submit it as a job instead")
+    # As many processes as are asked for, also on fewer cores.
+    local = {} if workers is None else {"num_cpus": max(os.cpu_count() or 1, workers * (threads or 1))}
+    ray_session.start(address, **local)
     try:
         yield
     finally:
-        shut_down()
+        ray_session.shut_down()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +177,37 @@ def test_windows_that_were_prepared_make_no_frame_wait(openvino_graph: Path) -> 
     restorer(picture(36, 48))
     assert facts(restorer.engine).prepare_seconds > ready
     Restorer("identity", device="cpu").prepare([(32, 48)])  # nothing to get ready
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_small_windows_share_a_graph_until_one_of_their_own_is_worth_it(
+    openvino_graph: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamdeblur.restore.engines.openvino import OpenVINOEngine
+
+    compiled: list[tuple[int, ...]] = []
+    compile_ = OpenVINOEngine._compile
+
+    def counted(engine: OpenVINOEngine, shape: tuple[int, ...]) -> Any:
+        compiled.append(shape)
+        return compile_(engine, shape)
+
+    monkeypatch.setattr(OpenVINOEngine, "_compile", counted)
+    engine = build_engine(network(), engine="openvino", device=CPU, precision=precision)
+    compiled.clear()  # those of a trial
+    sides = [(64, 64), (64, 128), (96, 64), (128, 192)]
+    shared = [engine.residual(picture(*side)) for side in sides]
+    assert compiled == [(1, 3, -1, -1)] or compiled == []  # the trial may have used it
+    engine.residual(picture(260, 256))
+    assert compiled[-1] == (1, 3, 260, 256)  # too large to share
+
+    compiled.clear()
+    monkeypatch.setattr("streamdeblur.restore.engines.openvino._WORTH", 1e-9)
+    monkeypatch.setattr(engine, "_seconds", {})
+    for _ in range(3):  # in the shared graph, and in the own one
+        for side, common in zip(sides, shared, strict=True):
+            assert torch.equal(engine.residual(picture(*side)), common)
+    assert compiled == [(1, 3, *side) for side in sides]
 
 
 def test_many_shapes_are_served_with_few_kept(openvino_graph: Path) -> None:

@@ -25,7 +25,7 @@ from streamdeblur.frames import ColorSpec, Frame, FrameSpec, Gap
 from streamdeblur.runtime import Factory, InProcessPool, Pool, Result
 
 ray = pytest.importorskip("ray")
-from streamdeblur.runtime import ray_pool  # noqa: E402
+from streamdeblur.runtime import ray_session  # noqa: E402
 from streamdeblur.runtime.ray_pool import RayPool  # noqa: E402
 from tests.one_ray import all_there, one_ray  # noqa: E402
 
@@ -458,8 +458,8 @@ def test_joins_and_leaves_a_running_cluster(tmp_path: Path, cluster: str) -> Non
 
 
 def test_unreachable_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_pool.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_pool, "_SERVICE_TIMEOUT", 6.0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_session, "_SERVICE_TIMEOUT", 6.0)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

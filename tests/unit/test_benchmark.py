@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -28,6 +29,7 @@ from streamdeblur.evaluation.benchmark.timing import Timing
 from streamdeblur.evaluation.benchmark.variation import tilings
 from streamdeblur.evaluation.benchmark.ways import Model, Way
 from streamdeblur.models import registry
+from streamdeblur.models.mimo_unet import AFF, FAM, ResidualBlock
 from streamdeblur.restore import Restorer, Tiling
 
 CPU = torch.device("cpu")
@@ -185,13 +187,21 @@ def test_the_reference_is_the_paper_s_network_and_pads_to_multiples_of_4() -> No
     ours = Restorer("mimo-unet-small", weights="random:1", device="cpu", precision="fp32", engine="eager")(image)
     assert loop(image).shape == image.shape
     assert psnr_between(loop(image), ours) > 90
-    # the attentive fusion with its resizing before the 1x1 convolution, as drawn in the paper
+    # every operation as drawn in the paper, none of ours that save time or memory
     net = registry.build("mimo-unet-small", "random:1")
-    plain = reference.PlainAFF(net.aff1)
+    plain = reference.as_published(copy.deepcopy(net))
+    ours_left = {type(module) for module in plain.modules()} & {ResidualBlock, FAM, AFF}
+    assert not ours_left
     features = [torch.rand(1, c, 16 >> i, 16 >> i) for i, c in enumerate((16, 32, 64))]
     resized = [F.interpolate(f, size=(16, 16)) for f in features]
     want = net.aff1.conv(F.relu(net.aff1.mix(torch.cat(resized, 1))))
-    assert torch.allclose(plain(*features), want, atol=1e-6)
+    assert torch.allclose(plain.aff1(*features), want, atol=1e-6)
+    before = [f.clone() for f in features]
+    plain.encoder1(features[0])
+    plain.fusion2(features[1], features[1])
+    assert all(torch.equal(f, b) for f, b in zip(features, before, strict=True))
+    x = torch.rand(1, 3, 32, 48)
+    assert all(torch.equal(a, b) or torch.allclose(a, b, atol=1e-6) for a, b in zip(plain(x), net(x), strict=True))
     with pytest.raises(UsageError, match="no reference loop"):
         reference.Reference("identity", None, CPU)
     assert not reference.exists("mimo-unet-plus-plus")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamdeblur.errors import UsageError
-from streamdeblur.models.mimo_unet import AFF, MIMOUNet
+from streamdeblur.models.mimo_unet import AFF, FAM, MIMOUNet, ResidualBlock
 from streamdeblur.models.registry import build, resolve
 from streamdeblur.restore.blend import pad_frame
 from streamdeblur.restore.memory import activation_bytes
@@ -29,19 +30,54 @@ def exists(model: str) -> bool:
     return variant.config is not None and not variant.ensemble
 
 
-class PlainAFF(nn.Module):
+class _Block(nn.Module):
+    """A residual block as research code runs it: the sum is a tensor of its own."""
+
+    def __init__(self, ours: ResidualBlock) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = ours.conv1, ours.conv2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv2(F.relu(self.conv1(x), inplace=True)) + x)
+
+
+class _FAM(nn.Module):
+    """FAM likewise."""
+
+    def __init__(self, ours: FAM) -> None:
+        super().__init__()
+        self.conv = ours.conv
+
+    def forward(self, x: Tensor, scm: Tensor) -> Tensor:
+        return cast(Tensor, x + self.conv(x * scm))
+
+
+class _AFF(nn.Module):
     """AFF as the paper draws it (Fig. 4c) and research code runs it: resize all, concatenate, convolve."""
 
     def __init__(self, ours: AFF) -> None:
         super().__init__()
-        self.level, self.mix, self.conv = ours.level, ours.mix, ours.conv
+        self.level, self.mix, self.conv, self.dropout = ours.level, ours.mix, ours.conv, ours.dropout
 
     def forward(self, *encoded: Tensor) -> Tensor:
         resized = [
             F.interpolate(features, scale_factor=2.0 ** (level - self.level))
             for level, features in enumerate(encoded, start=1)
         ]
-        return cast(Tensor, self.conv(F.relu(self.mix(torch.cat(resized, 1)))))
+        mixed = F.relu(self.mix(torch.cat(resized, 1)), inplace=True)
+        return cast(Tensor, self.dropout(self.conv(mixed)))
+
+
+_PLAIN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {ResidualBlock: _Block, FAM: _FAM, AFF: _AFF}
+
+
+def as_published(net: MIMOUNet) -> MIMOUNet:
+    """Change ``net`` in place to run as the authors' program does, operation by operation; weights and results stay."""
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) in _PLAIN:
+                setattr(parent, name, _PLAIN[type(child)](child))
+    return net
 
 
 class Reference:
@@ -59,9 +95,7 @@ class Reference:
         assert isinstance(net, MIMOUNet)
         #: Bytes for a pixel of the frame, roughly.
         self.bytes_per_pixel = activation_bytes(net, torch.float32) * _OVERHEAD
-        for name in ("aff1", "aff2"):
-            setattr(net, name, PlainAFF(getattr(net, name)))
-        self._net = net.to(device)
+        self._net = as_published(net).to(device)
         self._device = device
 
     def __call__(self, image: Tensor) -> Tensor:

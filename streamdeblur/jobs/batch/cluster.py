@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
-from streamdeblur.errors import DeviceError
 from streamdeblur.interrupts import interruptible
 from streamdeblur.jobs.batch.options import BatchOptions
-from streamdeblur.runtime import ray_pool
-from streamdeblur.runtime.pool import one_line
+from streamdeblur.runtime import ray_session
 
 log = logging.getLogger(__name__)
 
@@ -35,30 +32,16 @@ def connected(options: BatchOptions) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
-    address = options.address or os.environ.get("RAY_ADDRESS") or None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address in (None, "local"):
-        start: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": _STORE}
-        if options.workers is not None:
-            start["num_cpus"] = max(1, math.ceil((options.workers + options.helpers) * options.cpus_per_worker))
-        if options.device == "cpu":
-            start["num_gpus"] = 0
-        where = "on this machine"
-    else:
-        assert address is not None
-        ray_pool.check_address(address)
-        start, where = {"address": address}, f"at {address}"
-    with ray_pool.signal_handlers_kept():
-        try:
-            ray.init(**start, **quiet)
-        except Exception as e:
-            raise DeviceError(f"Ray can't be used {where}: {one_line(e)}") from e
-    ray_pool.messages_to_log(True)
+    local: dict[str, Any] = {"object_store_memory": _STORE}
+    if options.workers is not None:
+        local["num_cpus"] = max(1, math.ceil((options.workers + options.helpers) * options.cpus_per_worker))
+    if options.device == "cpu":
+        local["num_gpus"] = 0
+    started = ray_session.start(options.address, **local)
     try:
-        yield address in (None, "local")
+        yield started
     finally:
-        ray_pool.shut_down()
+        ray_session.shut_down()
 
 
 def gpus_per_worker(options: BatchOptions) -> float:

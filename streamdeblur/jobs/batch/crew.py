@@ -25,7 +25,7 @@ from streamdeblur.jobs.batch.actors import Actor, actor_class
 from streamdeblur.jobs.batch.metrics import DriverMetrics
 from streamdeblur.jobs.batch.options import BatchOptions
 from streamdeblur.jobs.batch.units import JobSpec, Outcome, Unit
-from streamdeblur.runtime import ray_pool
+from streamdeblur.runtime import ray_session
 from streamdeblur.runtime.pool import one_line
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def _why(error: BaseException) -> str:
     """In a line; of a constructor that raised, its own last words."""
     if getattr(error, "actor_init_failed", False):
         return " ".join(str(error).strip().splitlines()[-1].split())[:200]
-    return ray_pool.brief(error)
+    return ray_session.brief(error)
 
 
 class Crew:
@@ -232,7 +232,7 @@ class Crew:
         except ray.exceptions.RayError as e:  # from within the actor, or the answer did not come through
             unit, cause = actor.unit, getattr(e, "cause", None) or e
             if unit is None or actor.state != "ready":
-                return self._remove(actor, "process", ray_pool.brief(e), cause=cause)
+                return self._remove(actor, "process", ray_session.brief(e), cause=cause)
             actor.unit, actor.since = None, time.monotonic()
             return Raised(unit, type(cause).__name__, one_line(cause))
         if actor.state == "lost" and actor.unit is not None:
