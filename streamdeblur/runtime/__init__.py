@@ -1,7 +1,7 @@
 """Who runs the restoration: pools, the reorder buffer, the ledger.
 
-`RayPool` is imported from `streamdeblur.runtime.ray_pool`, and what joins or starts Ray from `ray_session`: nothing else
-pays for Ray.
+`RayPool` is imported from `streamdeblur.runtime.ray_pool`, what joins or starts Ray from `ray_session` beside
+it, so that nothing else pays for Ray.
 """
 
 from streamdeblur.runtime.ledger import (
