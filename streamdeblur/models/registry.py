@@ -61,8 +61,8 @@ _VARIANTS = _table(
     ),
     Variant(
         "mimo-unet-small",
-        "width 16, 4 residual blocks: for CPUs and live streams",
-        MIMOUNetConfig(width=16, blocks=4),
+        "width 16, 2 residual blocks: for CPUs and live streams",
+        MIMOUNetConfig(width=16, blocks=2),
         weights_name="mimo-unet-small",
     ),
     Variant("mimo-unet", "the paper's network, 8 residual blocks", MIMO_UNET, weights_name="mimo-unet"),

@@ -216,6 +216,8 @@ def measure(
         generator = torch.Generator().manual_seed(0)
         batch = torch.rand((trial.tiling.batch, 3, high, wide), generator=generator).to(engine.device)
         try:
+            if trial.tiling.batch == 1 and (prepare := getattr(engine, "prepare", None)) is not None:
+                prepare(high, wide)
             _call(engine, batch, clock)
             taken = _call(engine, batch, clock)
         except torch.OutOfMemoryError:

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import pickle
 import shutil
-import socket
 import sys
 import threading
 import time
@@ -252,8 +250,8 @@ class RayPool:
         }
         if self._num_gpus == 0:
             local["num_gpus"] = 0
-        self._owns_ray = True  # also if the start is interrupted half-way
         started = ray_session.start(address, **local)
+        self._owns_ray = True
         if started and self._num_gpus > 0:
             wanted = len(self._slots) * self._num_gpus
             there = _ray.cluster_resources().get("GPU", 0.0)
@@ -494,6 +492,7 @@ def _worker_class() -> type:
 
     class RestoreWorker:
         def __init__(self, search_path: list[str], threads: int | None) -> None:
+            import os
             import sys
             from pathlib import Path
 
@@ -506,6 +505,8 @@ def _worker_class() -> type:
                     os.environ[name] = str(threads)
 
         def hello(self) -> tuple[int, str]:
+            import os
+            import socket
 
             return os.getpid(), socket.gethostname()
 

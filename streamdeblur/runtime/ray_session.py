@@ -50,7 +50,10 @@ def start(address: str | None, **local: Any) -> bool:
     with _signal_handlers_kept():
         try:
             ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:
+        except BaseException as error:
+            ray.shutdown()  # what was begun; an interrupt may come half-way, too
+            if not isinstance(error, Exception):
+                raise
             where = "on this machine" if address == LOCAL else f"at {address}"
             raise DeviceError(f"Ray can't be used {where}: {one_line(error)}") from error
     _messages_to_log(True)

@@ -174,7 +174,7 @@ def test_windows_that_were_prepared_make_no_frame_wait(openvino_graph: Path) -> 
     for high, wide in ((32, 48), (48, 32)):
         restorer(picture(high, wide))
     assert facts(restorer.engine).prepare_seconds == ready
-    restorer(picture(36, 48))
+    restorer(picture(260, 256))  # too large for the graph that takes any small window
     assert facts(restorer.engine).prepare_seconds > ready
     Restorer("identity", device="cpu").prepare([(32, 48)])  # nothing to get ready
 
@@ -210,7 +210,11 @@ def test_small_windows_share_a_graph_until_one_of_their_own_is_worth_it(
     assert compiled == [(1, 3, *side) for side in sides]
 
 
-def test_many_shapes_are_served_with_few_kept(openvino_graph: Path) -> None:
+def test_many_shapes_are_served_with_few_kept(openvino_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamdeblur.restore.engines import openvino
+
+    monkeypatch.setattr(openvino, "_SHAPES", 3)
+    monkeypatch.setattr(openvino, "_SMALL", 0)  # all of them get a graph of their own
     engine = build_engine(network(), engine="openvino", device=CPU, precision="fp32")
     for side in (*range(16, 48, 4), 16):
         x = picture(side, 16)

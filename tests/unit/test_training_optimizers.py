@@ -27,6 +27,14 @@ def test_singular_values_come_near_one_and_directions_stay(shape: tuple[int, int
     assert ((diagonal[large] > 0.6) & (diagonal[large] < 1.3)).all()
 
 
+@pytest.mark.parametrize("shape", [(8, 72), (72, 8)])
+def test_each_of_several_matrices_is_treated_alone(shape: tuple[int, int]) -> None:
+    scales = torch.tensor([1e-3, 1.0, 50.0])[:, None, None]
+    several = torch.randn((3, *shape), generator=torch.Generator().manual_seed(2)) * scales
+    for together, alone in zip(orthogonal(several), several, strict=True):
+        torch.testing.assert_close(together, orthogonal(alone), rtol=1e-5, atol=1e-6)
+
+
 def test_zeros_stay_zeros() -> None:
     assert not orthogonal(torch.zeros(4, 9)).any()
 

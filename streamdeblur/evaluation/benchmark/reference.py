@@ -72,7 +72,10 @@ _PLAIN: dict[type[nn.Module], Callable[[Any], nn.Module]] = {ResidualBlock: _Blo
 
 
 def as_published(net: MIMOUNet) -> MIMOUNet:
-    """Change ``net`` in place to run as the authors' program does, operation by operation; weights and results stay."""
+    """Change ``net`` in place to run as the authors' program does, without our sums in place and our cheaper fusion.
+
+    Weights and results stay.
+    """
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
             if type(child) in _PLAIN:

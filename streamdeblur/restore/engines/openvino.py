@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ log = logging.getLogger(__name__)
 
 Requests = queue.SimpleQueue[Any]  # infer requests of one compiled graph that nobody uses
 
+
+class Compiled(NamedTuple):
+    """Requests of a compiled graph, and the seconds that compiling took."""
+
+    idle: Requests
+    seconds: float
+
+
 #: Compiled shapes kept at most: a video has one, with ``--reuse`` the window sizes of ``restore.cover`` (25) more; a
 #: folder of pictures may have many.
 _SHAPES = 32
@@ -45,6 +53,9 @@ _SMALL = 256 * 256
 
 #: Seconds of a shape in that graph until one of its own is worth compiling: it would have been 4 to 20 % faster.
 _WORTH = 2.0
+
+#: Shapes that the graph for any keeps something prepared for; without a limit its memory grows by 3 MiB for each.
+_MET = 64
 
 #: Its memory over ``activation_bytes``, in units of ``memory.OVERHEAD``: buffers are planned beforehand.
 _FRUGALITY = 0.45
@@ -162,7 +173,7 @@ class OpenVINOEngine:
         }
         self._requests: OrderedDict[tuple[int, ...], Requests] = OrderedDict()
         self._any: Requests | None = None  # of the graph for any shape
-        self._seconds: dict[tuple[int, ...], float] = {}  # that shapes spent in it
+        self._seconds: OrderedDict[tuple[int, ...], float] = OrderedDict()  # that shapes spent in it
         self._lock = threading.Lock()
         self.prepare_seconds = time.perf_counter() - began
 
@@ -192,53 +203,63 @@ class OpenVINOEngine:
         )
         return calibrate(model, default_calibration())
 
-    def _compile(self, shape: tuple[int, ...]) -> Requests:
-        """Requests of a graph for this shape, in which -1 is any size, all of them idle."""
+    def _compile(self, shape: tuple[int, ...]) -> Compiled:
+        """A graph for this shape, in which -1 is any size."""
         began = time.perf_counter()
         graph = self._model.clone()
         graph.reshape(list(shape))
-        compiled = self._core.compile_model(graph, "CPU", self._settings)
+        # Of a shape that it meets, the graph for any keeps what it prepared.
+        more = {"CPU_RUNTIME_CACHE_CAPACITY": _MET} if -1 in shape else {}
+        compiled = self._core.compile_model(graph, "CPU", {**self._settings, **more})
         idle: Requests = queue.SimpleQueue()
         for _ in range(self.at_once):
             idle.put(compiled.create_infer_request())
-        self.prepare_seconds += time.perf_counter() - began
-        return idle
+        return Compiled(idle, time.perf_counter() - began)
+
+    def _keep(self, shape: tuple[int, ...], compiled: Compiled) -> None:
+        """Called under the lock."""
+        while len(self._requests) >= _SHAPES:
+            self._requests.popitem(last=False)
+        self._requests[shape] = compiled.idle
+        self.prepare_seconds += compiled.seconds
 
     def _own(self, shape: tuple[int, ...]) -> Requests:
         """The requests for this shape alone, compiled when they are first asked for. Called under the lock."""
-        idle = self._requests.get(shape)
-        if idle is None:
-            idle = self._compile(shape)
-            self._keep_requests(shape, idle)
+        if shape not in self._requests:
+            self._keep(shape, self._compile(shape))
         self._requests.move_to_end(shape)
-        return idle
-
-    def _keep_requests(self, shape: tuple[int, ...], idle: Requests) -> None:
-        while len(self._requests) >= _SHAPES:
-            self._requests.popitem(last=False)
-        self._requests[shape] = idle
+        return self._requests[shape]
 
     def _find(self, shape: tuple[int, ...]) -> tuple[Requests, bool]:
         """Requests that take this shape, and whether they take others, too."""
         with self._lock:
             small = shape[0] == 1 and shape[-2] * shape[-1] <= _SMALL
-            if not small or shape in self._requests:
+            # In int8 the graph for any shape rounds otherwise than those for one.
+            if not small or shape in self._requests or self.precision == "int8":
                 return self._own(shape), False
             if self._any is None:
-                self._any = self._compile((1, 3, -1, -1))
+                compiled = self._compile((1, 3, -1, -1))
+                self._any = compiled.idle
+                self.prepare_seconds += compiled.seconds
             return self._any, True
 
     def _count(self, shape: tuple[int, ...], seconds: float) -> None:
         """A shape spent so long in the graph for any; compile one of its own, once that is worth it."""
         with self._lock:
-            before = self._seconds.get(shape, 0.0)
+            before = self._seconds.pop(shape, 0.0)
             self._seconds[shape] = before + seconds
+            while len(self._seconds) > _MET:
+                self._seconds.popitem(last=False)
             requests = self._any
         if before < _WORTH <= before + seconds:
-            idle = self._compile(shape)  # the other callers go on meanwhile
+            try:
+                compiled = self._compile(shape)  # the other callers go on meanwhile
+            except Exception:  # whose frame is done: it must not be lost over this
+                log.debug("no graph for windows of %s could be compiled", shape, exc_info=True)
+                return
             with self._lock:
                 if self._any is requests:  # else the number of streams has changed since
-                    self._keep_requests(shape, idle)
+                    self._keep(shape, compiled)
                 self._seconds.pop(shape, None)
 
     def prepare(self, height: int, width: int) -> None:
