@@ -266,7 +266,7 @@ class Job:
                 Watch(o, self.source, info.rotation) as watch,
             ):
                 self.watch = watch
-                preset = encoder_preset(o.preset, workforce)
+                preset = encoder_preset(o.preset, workforce, reuse=o.reuse)
                 writer = self.writer(reader, EncoderRequest(o.encoder, o.crf, preset, o.lossless, threads=0))
                 if writer.choice.codec == "ffv1" and o.preset != "auto":
                     log.warning("ffv1 has no presets: --preset %s has no effect", o.preset)

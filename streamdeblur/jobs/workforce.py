@@ -168,9 +168,10 @@ def tiling_words(tiling: Tiling | None, asked: str) -> str:
     return tiling.mode if tiling.mode == "whole" else f"{tiling.mode} {tiling.tile}"
 
 
-def encoder_preset(preset: str, workforce: Workforce) -> str:
-    """auto: a network on a CPU leaves the encoder all the time it wants; a GPU or no network at all leaves none."""
+def encoder_preset(preset: str, workforce: Workforce, *, reuse: bool = False) -> str:
+    """auto: a network on a CPU leaves the encoder all the time it wants; a GPU, no network at all, or one that sees
+    little of most frames (reuse) leaves none."""
     if preset != "auto":
         return preset
-    slow = workforce.device == "cpu" and workforce.model not in ("identity", "offset")
+    slow = workforce.device == "cpu" and workforce.model not in ("identity", "offset") and not reuse
     return "medium" if slow else "veryfast"
