@@ -460,6 +460,8 @@ def test_joins_and_leaves_a_running_cluster(tmp_path: Path, cluster: str) -> Non
 def test_unreachable_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray_session, "_SERVICE_TIMEOUT", 6.0)
+    ended: list[bool] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -475,3 +477,4 @@ def test_unreachable_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     for address in ("nonsense", "http://host:1", "host:port"):
         with pytest.raises(UsageError, match="not the address"):
             RayPool(recipe(), workers=1, address=address)
+    assert not ended  # whoever joined a Ray meanwhile keeps it
