@@ -480,3 +480,23 @@ def test_leaves_are_pictures_of_their_own() -> None:
     assert rms(one - one.mean()) > 0.1
     assert rms(one - other) > 0.1
     assert torch.equal(leaves.__wrapped__(60, 92, 0), one)
+
+
+def test_what_is_made_for_one_size_is_tried_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from streamdeblur.restore.engines.verdicts import Trials
+
+    class Two:
+        """Right for any size, wrong once it was made ready for one."""
+
+        device, receptive_radius, bytes_per_pixel, off = torch.device("cpu"), 1, 1.0, 0.0
+
+        def prepare(self, height: int, width: int) -> None:
+            self.off = 0.5
+
+        def residual(self, batch: Tensor) -> Tensor:
+            return 0.1 * batch + self.off
+
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path))
+    verdict = Trials("two", lambda batch: 0.1 * batch).judge(Two(), "two", "bf16", "1")
+    assert not verdict.passed
+    assert verdict.error == pytest.approx(0.5, rel=0.01)

@@ -216,7 +216,7 @@ class OpenVINOEngine:
             idle.put(compiled.create_infer_request())
         return Compiled(idle, time.perf_counter() - began)
 
-    def _keep(self, shape: tuple[int, ...], compiled: Compiled) -> None:
+    def _add(self, shape: tuple[int, ...], compiled: Compiled) -> None:
         """Called under the lock."""
         while len(self._requests) >= _SHAPES:
             self._requests.popitem(last=False)
@@ -226,7 +226,7 @@ class OpenVINOEngine:
     def _own(self, shape: tuple[int, ...]) -> Requests:
         """The requests for this shape alone, compiled when they are first asked for. Called under the lock."""
         if shape not in self._requests:
-            self._keep(shape, self._compile(shape))
+            self._add(shape, self._compile(shape))
         self._requests.move_to_end(shape)
         return self._requests[shape]
 
@@ -259,7 +259,7 @@ class OpenVINOEngine:
                 return
             with self._lock:
                 if self._any is requests:  # else the number of streams has changed since
-                    self._keep(shape, compiled)
+                    self._add(shape, compiled)
                 self._seconds.pop(shape, None)
 
     def prepare(self, height: int, width: int) -> None:

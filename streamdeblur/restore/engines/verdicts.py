@@ -54,14 +54,19 @@ class Trials:
         batch = pictures(TRIAL_SIDE, TRIAL_SIDE)
         if self._reference is None:
             self._reference = self._compute(batch)
-        # One by one: the shape that most engines run afterwards has one window, too.
-        parts = [engine.residual(one[None].to(engine.device)).float().cpu()[0] for one in batch]
-        error, allowed = TOLERANCES[precision].judge(parts, list(self._reference))
-        prepare = getattr(engine, "prepare", None)
-        if prepare is not None:  # what is made for one size is another program than what takes any
-            prepare(TRIAL_SIDE, TRIAL_SIDE)
+        truth = list(self._reference)
+
+        def tried() -> tuple[float, float]:
+            # One by one: the shape that most engines run afterwards has one window, too.
             parts = [engine.residual(one[None].to(engine.device)).float().cpu()[0] for one in batch]
-            error = max(error, TOLERANCES[precision].judge(parts, list(self._reference))[0])
+            return TOLERANCES[precision].judge(parts, truth)
+
+        found = [tried()]
+        prepare = getattr(engine, "prepare", None)
+        if prepare is not None:  # what is made for one size may be another program than what takes any
+            prepare(TRIAL_SIDE, TRIAL_SIDE)
+            found.append(tried())
+        error, allowed = max(found, key=lambda pair: pair[0] / pair[1])
         verdict = Verdict(error <= allowed, error if math.isfinite(error) else 1e9, allowed)
         cache.write_json(self._path(name, precision, engine.device, version), asdict(verdict))
         return verdict
