@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from streamdeblur import heap
 from streamdeblur.errors import DeviceError, UsageError
 from streamdeblur.restore.tiles import GRID, MODES, TileMode, TilePlan, grid, plan_tiles, round_up
 
@@ -197,6 +198,7 @@ def own_memory(device: torch.device) -> int:
     """Bytes that this process has taken of a device's memory: resident, or allocated on CUDA; 0 where nothing tells."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
+    heap.give_back()  # what earlier work left with this process is not taken
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
@@ -239,6 +241,7 @@ def _free(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         # What the caching allocator holds and does not use is as good as free.
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    heap.give_back()  # what earlier frames left with this process is free, too
     return free_memory()
 
 

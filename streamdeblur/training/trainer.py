@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from streamdeblur import heap
 from streamdeblur.errors import TrainingError, UsageError
 from streamdeblur.models.checkpoint import Metadata, save_checkpoint
 from streamdeblur.restore.engines import resolve_precision
@@ -74,6 +75,8 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         device = torch.device(device)
+        if device.type == "cpu":
+            heap.keep_freed(one_arena=True)
         several = dist.is_available() and dist.is_initialized()
         self.world = World(dist.get_rank(), dist.get_world_size(), device) if several else World(0, 1, device)
         self.recipe = recipe.resolved(batches.samples, self.world.size)

@@ -21,6 +21,7 @@ ROOMS = (
     "version",
     "errors",
     "interrupts",
+    "heap",
     "frames",
     "config",
     "color",
@@ -89,13 +90,14 @@ OPTIONAL: dict[str, set[str]] = {
     "restore.engines.openvino": {"openvino"},
     "restore.engines.onnx": {"onnxruntime"},
 }
-PORTABLE_BELOW = ("version", "errors", "interrupts", "frames", *PORTABLE)
+PORTABLE_BELOW = ("version", "errors", "interrupts", "heap", "frames", *PORTABLE)
 
 #: Rooms that name every library they may import; the others are held by FORBIDDEN alone.
 ALLOWED: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "interrupts": set(),
+    "heap": set(),
     "frames": {"numpy"},
     "config": {"pydantic", "yaml"},
     **dict.fromkeys(PORTABLE, PORTABLE_LIBRARIES),

@@ -20,7 +20,7 @@ from streamdeblur.errors import DeviceError, UsageError, WeightsError
 from streamdeblur.frames import ColorSpec, Frame, FrameSpec, apply_correction
 from streamdeblur.models import MIMOUNet, MIMOUNetConfig
 from streamdeblur.restore import Restorer, RestorerSpec, Tiling, TorchEngine
-from streamdeblur.restore.engines import cpu_has_bf16, resolve_device
+from streamdeblur.restore.engines import devices, resolve_device
 
 CPU = torch.device("cpu")
 
@@ -319,17 +319,47 @@ def test_a_device_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("processor: 0\nflags\t\t: fpu avx512f amx_bf16 amx_tile\n", True),
-        ("flags : fpu avx512_bf16\n", True),
-        ("Features : fp asimd bf16 i8mm\n", True),
-        ("flags : fpu avx512f avx512_bf16x\n", False),
-        ("", False),
+        ("processor: 0\nflags\t\t: fpu avx512f amx_bf16 amx_tile\n", {"amx_bf16"}),
+        ("flags : fpu avx512_bf16\n", {"avx512_bf16"}),
+        ("Features : fp asimd bf16 i8mm\n", {"bf16"}),
+        ("flags : fpu avx512f avx512_bf16x\n", set()),
+        ("", set()),
     ],
 )
-def test_cpu_flags(tmp_path: Path, text: str, expected: bool) -> None:
+def test_cpu_flags(tmp_path: Path, text: str, expected: set[str]) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text(text)
-    assert cpu_has_bf16(file) == (expected and torch.backends.mkldnn.is_available())
+    assert devices.cpu_flags(file) == expected
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN")
+def test_bf16_is_chosen_where_it_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    measured: list[tuple[float, float]] = []
+
+    def product() -> tuple[float, float]:
+        return measured[-1]
+
+    monkeypatch.setattr(devices, "_product_seconds", product)
+    # What the processor names decides alone where that is certain: a measurement would raise IndexError here.
+    assert not devices.bf16_pays(set())
+    assert devices.bf16_pays({"amx_bf16", "avx512_bf16"})
+    for number, (fp32, bf16, expected) in enumerate(((1.0, 0.5, True), (1.0, 2.0, False), (1.0, 0.97, False))):
+        monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / str(number)))
+        measured.append((fp32, bf16))
+        assert devices.bf16_pays({"avx512_bf16"}) is expected
+        measured.append((bf16, fp32))
+        assert devices.bf16_pays({"avx512_bf16"}) is expected, "measured once on a machine"
+    # An AMX that oneDNN may not use is worth nothing.
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    measured.append((1.0, 2.0))
+    assert not devices.bf16_pays({"amx_bf16", "avx512_bf16"})
+
+
+def test_the_product_of_both_precisions_is_timed() -> None:
+    fp32, bf16 = devices._product_seconds()
+    assert 0 < fp32 < 60
+    assert 0 < bf16 < 600
 
 
 def test_recipe_travels_and_builds_the_same() -> None:

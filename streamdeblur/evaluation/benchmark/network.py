@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamdeblur import heap
 from streamdeblur.errors import StreamdeblurError
 from streamdeblur.evaluation.benchmark import reference
 from streamdeblur.evaluation.benchmark.ceiling import Product, product
@@ -174,7 +175,8 @@ def _one_size(
         if found is not None:
             calls[f"ceiling {name}"] = found.call
     tell(f"{len(running)} ways in turns")
-    times = alternate(calls, device, rounds, budget, limit=PATIENCE, meter=meter, first=first)
+    usual = {n: heap.as_usual for n, c in running.items() if c.way.engine == reference.NAME}
+    times = alternate(calls, device, rounds, budget, limit=PATIENCE, meter=meter, first=first, around=usual)
     times |= {n: per(times[n], c.built.at_once) for n, c in running.items() if c.built}
     truth = next((c.result for c in candidates if c.way.engine == reference.NAME), None)
     if truth is not None and device.type == "cuda":

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,18 +105,22 @@ def alternate(
     limit: float = math.inf,
     meter: Meter | None = None,
     first: Mapping[str, float] | None = None,
+    around: Mapping[str, Callable[[], AbstractContextManager[None]]] | None = None,
 ) -> dict[str, Timing]:
     """Time several ways of doing the same, in turns, so that what else the machine does hits all of them alike.
 
     Each is called once beforehand and that call is told apart, unless ``first`` has its seconds already: it was called.
     rounds: how often at least. budget: seconds up to which rounds are added where they are short, ten times ``rounds``
     at most. limit: a way that took so many seconds already, and was measured twice, sits the rest out. meter: counts
-    energy. The order turns round with every round, so that no way always follows the same other one.
+    energy. around: what a way is called within, its entry and exit not timed. The order turns round with every round,
+    so that no way always follows the same other one.
     """
     begun_with = dict(first or {})
+    within = dict(around or {})
     for name, way in ways.items():
         if name not in begun_with:
-            begun_with[name] = timed(way, device)
+            with within.get(name, nullcontext)():
+                begun_with[name] = timed(way, device)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     energy: dict[str, list[float]] = {name: [] for name in ways}
     worked: dict[str, list[float]] = {name: [] for name in ways}
@@ -126,11 +131,12 @@ def alternate(
         for name in order:
             if len(taken[name]) >= 2 and sum(taken[name]) > limit:
                 continue
-            before = meter.joules() if meter is not None else None
-            worked_before = time.process_time()
-            taken[name].append(timed(ways[name], device))
-            worked[name].append(time.process_time() - worked_before)
-            after = meter.joules() if meter is not None else None
+            with within.get(name, nullcontext)():
+                before = meter.joules() if meter is not None else None
+                worked_before = time.process_time()
+                taken[name].append(timed(ways[name], device))
+                worked[name].append(time.process_time() - worked_before)
+                after = meter.joules() if meter is not None else None
             if before is not None and after is not None and after >= before:
                 energy[name].append(after - before)
         order.reverse()

@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from streamdeblur import heap
 from streamdeblur.config import ProcessOptions
 from streamdeblur.detect.detector import load_detector
 from streamdeblur.errors import (
@@ -126,6 +127,7 @@ class NodeWork:
                     log.debug("%s", unit.name, exc_info=True)
                     outcomes.append(self._failure(item, e))
                     self.frames = self._base
+        heap.give_back()  # the next unit may be for another actor of this node
         return outcomes
 
     def _one(self, unit: Unit, item: Item, said: list[str]) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from streamdeblur.restore.engines.choose import build_engine
-from streamdeblur.restore.engines.devices import cpu_has_bf16, resolve_device, resolve_precision
+from streamdeblur.restore.engines.devices import bf16_pays, resolve_device, resolve_precision
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.protocol import ENGINES, Engine, EngineFacts, facts, share
 
@@ -13,7 +13,7 @@ __all__ = [
     "EngineFacts",
     "TorchEngine",
     "build_engine",
-    "cpu_has_bf16",
+    "bf16_pays",
     "facts",
     "resolve_device",
     "resolve_precision",

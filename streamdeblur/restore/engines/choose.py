@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from streamdeblur import heap
 from streamdeblur.errors import StreamdeblurError, UsageError
 from streamdeblur.models.base import ResidualModel
 from streamdeblur.models.ensemble import SelfEnsemble
@@ -54,8 +55,9 @@ def build_engine(
 
     Each engine but eager mode is compared with eager fp32 when it is first used on a machine (``Trials``); one that
     computes something else gives way to the next, with a warning. "auto" takes for networks on CUDA: cuda-graphs; on a
-    CPU: openvino where it is installed and prepared or worth preparing, else fused. Models without weights run in eager
-    mode. Raises UsageError for unknown or impossible words, DeviceError for what this machine lacks.
+    CPU: openvino where it is installed and prepared or worth preparing, else fused; the process then keeps the memory
+    that it frees (``heap``). Models without weights run in eager mode. Raises UsageError for unknown or impossible
+    words, DeviceError for what this machine lacks.
     """
     began = time.perf_counter()
     if engine != "auto" and engine not in ENGINES:
@@ -70,6 +72,7 @@ def build_engine(
     print_ = fingerprint(inner)
     ways = _ways(inner, engine, place, precision, flop, print_)
     if ways[0].name == "eager":
+        _keep_memory("eager", place)
         return TorchEngine(model, place, PRECISIONS[ways[0].precision])
     reference = copy.deepcopy(inner).eval().requires_grad_(False).to("cpu", torch.float32)
 
@@ -100,6 +103,7 @@ def build_engine(
         result: Engine = found if inner is model else EnsembleEngine(found, _transforms(model))
         _add_seconds(result, time.perf_counter() - began - facts(found).prepare_seconds)
         return result
+    _keep_memory("eager", place)
     return TorchEngine(model, place, PRECISIONS[ways[-1].precision])
 
 
@@ -187,6 +191,7 @@ def _try(way: _Way, model: ResidualModel, device: torch.device, trials: Trials) 
     """The engine, or why it is not to be used. Raises what it raises while it gets ready."""
     known = trials.known(way.name, way.precision, device, way.version)
     if known is None or known.passed:
+        _keep_memory(way.name, device)
         engine = _MAKERS[way.name](model, device, way.precision)
         known = trials.judge(engine, way.name, way.precision, way.version)
         if known.passed:
@@ -195,6 +200,12 @@ def _try(way: _Way, model: ResidualModel, device: torch.device, trials: Trials) 
         f"engine {way.name} in {way.precision} is {known.error:.2g} from eager fp32 on test pictures, "
         f"more than the {known.allowed:.2g} allowed"
     )
+
+
+def _keep_memory(name: str, device: torch.device) -> None:
+    """PyTorch allocates every layer's result anew, OpenVINO plans its buffers and works with many small blocks."""
+    if device.type == "cpu":
+        heap.keep_freed(one_arena=name != "openvino")
 
 
 def _fused(model: ResidualModel, device: torch.device, precision: str) -> Engine:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import torch
 
 from streamdeblur.errors import DeviceError, UsageError
 from streamdeblur.models.base import ResidualModel
+from streamdeblur.restore.engines import cache
+
+#: Side of the product by which precisions are compared, and what bf16 must take of the time of fp32 to be chosen.
+_PRODUCT, _GAIN = 768, 0.9
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,28 +45,65 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU multiplies bf16 in hardware (AMX, AVX512-BF16, Arm BF16); emulated it is slower than fp32."""
-    if not torch.backends.mkldnn.is_available():
-        return False
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Which of the instructions for bf16 the CPU names: amx_bf16, avx512_bf16, bf16 (Arm)."""
+    known = {"amx_bf16", "avx512_bf16", "bf16"}
     try:
         text = cpuinfo.read_text()
     except OSError:  # not Linux
-        return any(
-            bool(getattr(torch.cpu, name, bool)()) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        )
+        asked = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+        return {flag for flag, name in asked.items() if bool(getattr(torch.cpu, name, bool)())}
     for line in text.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
-            return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(value.split())
-    return False
+            return known & set(value.split())
+    return set()
+
+
+def bf16_pays(flags: set[str] | None = None) -> bool:
+    """Whether the CPU multiplies faster in bf16 than in fp32.
+
+    Without instructions for it bf16 is emulated and slow, with AMX it is several times as fast. Those of AVX-512 and
+    Arm are measured once on a machine: an Intel Xeon whose AMX is hidden took twice the time of fp32. flags: for tests.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    flags = cpu_flags() if flags is None else flags
+    if not flags:
+        return False
+    if "amx_bf16" in flags and "ONEDNN_MAX_CPU_ISA" not in os.environ:
+        return True
+    path = cache.cache_folder() / f"bf16-{cache.key(_PRODUCT, cache.machine(torch.device('cpu')))}.json"
+    known = (cache.read_json(path) or {}).get("pays")
+    if isinstance(known, bool):
+        return known
+    fp32, bf16 = _product_seconds()
+    pays = bf16 < _GAIN * fp32
+    cache.write_json(path, {"pays": pays, "fp32_s": fp32, "bf16_s": bf16})
+    return pays
+
+
+def _product_seconds() -> tuple[float, float]:
+    """Least seconds of a matrix product in fp32 and in bf16, in turns: some tens of milliseconds in all."""
+    pairs = [
+        (torch.full((_PRODUCT, _PRODUCT), 0.5, dtype=kind), torch.full((_PRODUCT, _PRODUCT), 0.25, dtype=kind))
+        for kind in (torch.float32, torch.bfloat16)
+    ]
+    taken: list[list[float]] = [[], []]
+    with torch.inference_mode():
+        for _ in range(7):
+            for (a, b), times in zip(pairs, taken, strict=True):
+                begun = time.perf_counter()
+                a @ b
+                times.append(time.perf_counter() - begun)
+    return min(taken[0]), min(taken[1])
 
 
 def resolve_precision(name: str, device: torch.device, model: ResidualModel) -> torch.dtype:
     """ "auto", "fp32", "bf16" or "fp16" as a data type for this model on this device.
 
-    "auto" is bf16 on CUDA from compute capability 8.0 and fp16 before; bf16 on CPUs with the hardware for it, else
-    fp32. A model without weights runs in fp32: it has nothing to gain. Raises UsageError for another word.
+    "auto" is bf16 on CUDA from compute capability 8.0 and fp16 before; bf16 on CPUs that multiply faster in it,
+    else fp32. A model without weights runs in fp32: it has nothing to gain. Raises UsageError for another word.
     """
     if name != "auto":
         if name not in PRECISIONS:
@@ -71,4 +114,4 @@ def resolve_precision(name: str, device: torch.device, model: ResidualModel) -> 
     if device.type == "cuda":
         modern = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if modern else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and bf16_pays() else torch.float32

@@ -25,6 +25,7 @@ from streamdeblur.models.base import ResidualModel
 from streamdeblur.models.export import export_program, quantize, require, to_openvino
 from streamdeblur.models.trial import fingerprint, leaves
 from streamdeblur.restore.engines import cache
+from streamdeblur.restore.engines.devices import bf16_pays
 from streamdeblur.restore.engines.fused import CPU_TILE
 from streamdeblur.restore.memory import activation_bytes
 
@@ -60,7 +61,7 @@ _MET = 64
 #: Its memory over ``activation_bytes``, in units of ``memory.OVERHEAD``: buffers are planned beforehand.
 _FRUGALITY = 0.45
 
-_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 def version() -> str:
@@ -140,9 +141,9 @@ class OpenVINOEngine:
     """A network on the CPU through OpenVINO, with as many threads as PyTorch has when it is built.
 
     precision: "fp32", "bf16" or "int8" (the int8 graph of ``calibrate``, made from rendered pictures if there is none;
-    what it leaves in floating point runs in bf16). Copies the weights. Results are the same to the bit from call to
-    call and from process to process. Calls from several threads are safe; after ``share`` they run side by side.
-    Raises UsageError where the library is missing.
+    what it leaves in floating point runs in bf16 where that is faster). Copies the weights. Results are the same to the
+    bit from call to call and from process to process. Calls from several threads are safe; after ``share`` they run
+    side by side. Raises UsageError where the library is missing.
     """
 
     name = "openvino"
@@ -158,14 +159,16 @@ class OpenVINOEngine:
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self.bytes_per_pixel = activation_bytes(model, dtype) * _FRUGALITY
         print_ = fingerprint(model)
+        floating = precision
         if precision == "int8":
+            floating = "bf16" if bf16_pays() else "fp32"
             self._model = self._int8(model, print_)
         else:
             self._model = _graph(model, print_)
         self._core = openvino.Core()
         self._threads = torch.get_num_threads()
         self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_PRECISION_HINT": _HINTS[floating],
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": self._threads,
             # Several workers share a machine; each would pin itself to the same cores.

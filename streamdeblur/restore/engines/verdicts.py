@@ -18,7 +18,7 @@ from streamdeblur.restore.engines.protocol import Engine
 TRIAL_SIDE = 128
 
 #: Number of the way that is tried; verdicts of another way are not believed.
-_TRIAL = 2
+_TRIAL = 3
 
 
 @dataclass(frozen=True, slots=True)
