@@ -317,7 +317,7 @@ def choose_tiling(
         if side <= LEAST_FAST_TILE:
             raise DeviceError(
                 f"{budget / 2**20:.0f} MiB hold not even a tile of {side} px of {width}x{height}",
-                "free some memory or take a smaller model",
+                "allow or free some memory, or take a smaller model",
             )
         side = max(LEAST_FAST_TILE, side * 3 // 4 // GRID * GRID)
 

@@ -97,16 +97,21 @@ def test_openvino_computes_the_correction_and_changes_no_bit_with_threads(openvi
         assert (results[0] - results[1]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_openvino_side_by_side_computes_the_same(openvino_graph: Path, precision: str) -> None:
-    alone = build_engine(network(), engine="openvino", device=CPU, precision=precision)  # with one thread
+@pytest.mark.parametrize(
+    ("word", "precision"), [("openvino", "fp32"), ("openvino", "bf16"), ("fused", "fp32"), ("fused", "bf16")]
+)
+def test_engines_side_by_side_compute_the_same(openvino_graph: Path, word: str, precision: str) -> None:
+    if word == "fused" and not can_fold(network(), torch.float32 if precision == "fp32" else torch.bfloat16):
+        pytest.skip(f"oneDNN has no fused {precision} on this CPU")
+    alone = build_engine(network(), engine=word, device=CPU, precision=precision)  # with one thread
     torch.set_num_threads(2)
     try:
-        engine = build_engine(network(), engine="openvino", device=CPU, precision=precision)
-        assert facts(engine).at_once == 1
+        engine = build_engine(network(), engine=word, device=CPU, precision=precision)
+        assert (facts(engine).name, facts(engine).at_once) == (word, 1)
         assert share(engine) == 2 == facts(engine).at_once
         inputs = [picture(side, 40 + 8 * (side % 3)) for side in (32, 48, 64) * 4]
-        with ThreadPoolExecutor(4) as threads:
+        # Each with its share of the threads, as a restorer calls it.
+        with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as threads:
             results = list(threads.map(engine.residual, inputs))
     finally:
         torch.set_num_threads(1)
@@ -114,10 +119,11 @@ def test_openvino_side_by_side_computes_the_same(openvino_graph: Path, precision
         assert torch.equal(found, alone.residual(x))
 
 
-def test_a_job_of_its_own_works_on_frames_side_by_side(openvino_graph: Path) -> None:
+@pytest.mark.parametrize(("word", "precision"), [("openvino", "bf16"), ("fused", "fp32")])
+def test_a_job_of_its_own_works_on_frames_side_by_side(openvino_graph: Path, word: str, precision: str) -> None:
     torch.set_num_threads(2)
     try:
-        given = {"model": MODEL, "weights": WEIGHTS, "device": "cpu", "precision": "bf16", "engine": "openvino"}
+        given = {"model": MODEL, "weights": WEIGHTS, "device": "cpu", "precision": precision, "engine": word}
         workforce = Workforce(parse(ProcessOptions, given), (96, 64), 10)
         found = {}
         with workforce.pool as pool:
@@ -128,7 +134,7 @@ def test_a_job_of_its_own_works_on_frames_side_by_side(openvino_graph: Path) -> 
                 found |= {r.index: r for r in pool.collect(20)}
     finally:
         torch.set_num_threads(1)
-    alone = Restorer(MODEL, weights=WEIGHTS, device="cpu", precision="bf16", engine="openvino", tiling=workforce.tiling)
+    alone = Restorer(MODEL, weights=WEIGHTS, device="cpu", precision=precision, engine=word, tiling=workforce.tiling)
     for index, result in found.items():
         assert isinstance(result, Result)
         assert np.array_equal(result.corrections[0], alone.correction(gray(index))[0])

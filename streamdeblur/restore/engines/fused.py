@@ -15,17 +15,30 @@ from streamdeblur.restore.memory import activation_bytes
 #: with 11 %. Larger windows overlap less, but past a million pixels each is slower than what that saves.
 CPU_TILE = 1024
 
+#: Calls at once that are worth it at most on a CPU: each holds the activations of a window.
+CPU_CALLERS = 4
+
 
 class FusedEngine:
     """A network on the CPU through oneDNN's fused operations, in float32 or bfloat16; it copies the weights.
 
     In bf16 results are the same to the bit for any number of threads; in fp32 see ``Restorer``. Calls from several
-    threads are safe, and gain nothing.
+    threads are safe, and run side by side.
     """
 
     name = "fused"
     device = torch.device("cpu")
     tile = CPU_TILE
+    at_once = 1
+
+    def share(self) -> int:
+        """Several threads will call at once, each of them with its share of PyTorch's threads; how many gain by that.
+
+        Side by side they need not wait for the slowest thread at every layer: on two cores, in fp32, the windows of
+        ``--reuse`` take 0.6 of the time, whole frames 0.9 of it.
+        """
+        self.at_once = min(torch.get_num_threads(), CPU_CALLERS)
+        return self.at_once
 
     def __init__(self, model: ResidualModel, dtype: torch.dtype) -> None:
         began = time.perf_counter()

@@ -26,7 +26,7 @@ from streamdeblur.models.export import export_program, quantize, require, to_ope
 from streamdeblur.models.trial import fingerprint, leaves
 from streamdeblur.restore.engines import cache
 from streamdeblur.restore.engines.devices import bf16_pays
-from streamdeblur.restore.engines.fused import CPU_TILE
+from streamdeblur.restore.engines.fused import CPU_CALLERS, CPU_TILE
 from streamdeblur.restore.memory import activation_bytes
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,6 @@ class Compiled(NamedTuple):
 #: Compiled shapes kept at most: a video has one, with ``--reuse`` the window sizes of ``restore.cover`` (25) more; a
 #: folder of pictures may have many.
 _SHAPES = 32
-
-#: Calls at once that are worth it at most: each holds the activations of a window.
-_STREAMS = 4
 
 #: Windows of at most so many pixels begin with the graph for any shape. It plans no buffers, so large ones would take
 #: more memory than was counted for.
@@ -187,7 +184,7 @@ class OpenVINOEngine:
         192 px take 0.6 of the time, whole frames of 720p 0.7 to 0.8 of it. A single call alone takes longer then.
         """
         with self._lock:
-            self.at_once = min(self._threads, _STREAMS)
+            self.at_once = min(self._threads, CPU_CALLERS)
             self._settings["NUM_STREAMS"] = self.at_once
             self._settings["INFERENCE_NUM_THREADS"] = self._threads // self.at_once * self.at_once
             self._requests.clear()
