@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -29,6 +30,7 @@ from streamdeblur.models.folding import can_fold
 from streamdeblur.models.trial import TOLERANCES, fingerprint, picture, pictures
 from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.restore.engines import build_engine, cache, facts, share
+from streamdeblur.restore.engines.openvino import Compiled, OpenVINOEngine
 from streamdeblur.restore.memory import own_memory
 from streamdeblur.runtime import Result
 
@@ -138,6 +140,25 @@ def test_a_job_of_its_own_works_on_frames_side_by_side(openvino_graph: Path, wor
     for index, result in found.items():
         assert isinstance(result, Result)
         assert np.array_equal(result.corrections[0], alone.correction(gray(index))[0])
+
+
+def test_graphs_of_two_shapes_are_made_at_once_and_that_of_one_once(
+    openvino_graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = OpenVINOEngine(network(), "fp32")
+    engine.share()
+    compile_, together, shapes = engine._compile, threading.Barrier(2), []
+
+    def compiled(shape: tuple[int, ...]) -> Compiled:
+        shapes.append(shape)
+        together.wait(60)  # raises where the other shape waits for this one
+        return compile_(shape)
+
+    monkeypatch.setattr(engine, "_compile", compiled)
+    sides = [(260, 256), (256, 260)] * 3  # too large for the graph that takes any small window
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda side: engine.residual(picture(*side)), sides))
+    assert sorted(shapes) == [(1, 3, 256, 260), (1, 3, 260, 256)]
 
 
 def test_two_first_calls_at_once_come_back(openvino_graph: Path) -> None:

@@ -172,6 +172,7 @@ class OpenVINOEngine:
             "ENABLE_CPU_PINNING": False,
         }
         self._requests: OrderedDict[tuple[int, ...], Requests] = OrderedDict()
+        self._compiling: dict[tuple[int, ...], threading.Lock] = {}  # shapes whose graph is being made
         self._any: Requests | None = None  # of the graph for any shape
         self._seconds: OrderedDict[tuple[int, ...], float] = OrderedDict()  # that shapes spent in it
         self._lock = threading.Lock()
@@ -224,19 +225,40 @@ class OpenVINOEngine:
         self.prepare_seconds += compiled.seconds
 
     def _own(self, shape: tuple[int, ...]) -> Requests:
-        """The requests for this shape alone, compiled when they are first asked for. Called under the lock."""
-        if shape not in self._requests:
-            self._add(shape, self._compile(shape))
-        self._requests.move_to_end(shape)
-        return self._requests[shape]
+        """The requests for this shape alone, compiled when they are first asked for; other shapes go on meanwhile."""
+        with self._lock:
+            found = self._met(shape)
+            if found is not None:
+                return found
+            compiling = self._compiling.setdefault(shape, threading.Lock())
+        with compiling:
+            with self._lock:
+                found = self._met(shape)  # another call made it while this one waited
+            if found is not None:
+                return found
+            compiled = self._compile(shape)
+            with self._lock:
+                self._add(shape, compiled)
+                self._compiling.pop(shape, None)
+            return compiled.idle
+
+    def _met(self, shape: tuple[int, ...]) -> Requests | None:
+        """The requests for this shape alone, if they are there. Called under the lock."""
+        found = self._requests.get(shape)
+        if found is not None:
+            self._requests.move_to_end(shape)
+        return found
 
     def _find(self, shape: tuple[int, ...]) -> tuple[Requests, bool]:
         """Requests that take this shape, and whether they take others, too."""
+        small = shape[0] == 1 and shape[-2] * shape[-1] <= _SMALL
+        # In int8 the graph for any shape rounds otherwise than those for one.
+        if not small or self.precision == "int8":
+            return self._own(shape), False
         with self._lock:
-            small = shape[0] == 1 and shape[-2] * shape[-1] <= _SMALL
-            # In int8 the graph for any shape rounds otherwise than those for one.
-            if not small or shape in self._requests or self.precision == "int8":
-                return self._own(shape), False
+            found = self._met(shape)
+            if found is not None:
+                return found, False
             if self._any is None:
                 compiled = self._compile((1, 3, -1, -1))
                 self._any = compiled.idle
@@ -264,8 +286,7 @@ class OpenVINOEngine:
 
     def prepare(self, height: int, width: int) -> None:
         """Compile for single windows of this size."""
-        with self._lock:
-            self._own((1, 3, height, width))
+        self._own((1, 3, height, width))
 
     def residual(self, batch: Tensor) -> Tensor:
         shape = tuple(batch.shape)
