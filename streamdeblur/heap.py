@@ -22,7 +22,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 
 #: glibc's limit of blocks mapped apart, the size from which they are, and what it keeps at the end of its heap: the
 #: latter two as they are once a program has freed blocks up to that size.
@@ -31,16 +31,13 @@ _USUAL_COUNT, _USUAL_SIZE, _USUAL_REST = 65536, 32 << 20, 64 << 20
 _keeping = False
 
 
-def keep_freed(*, one_arena: bool = False) -> bool:
+def keep_freed() -> bool:
     """From now on the whole process keeps memory that was freed for what is allocated next; whether it does.
 
     Peak memory stays about what it was; between peaks the process holds what ``give_back`` gives back. For any thread,
-    and any number of times. Where the user has settings of malloc's in the environment (MALLOC_*, GLIBC_TUNABLES) those
-    hold, and nothing is changed.
-
-    one_arena: threads that start later share the main thread's heap. The heaps that they have otherwise can't hold
-    blocks over 64 MiB, such as a layer of a 720p frame in fp32, so those would still be mapped; but threads that
-    allocate much at once wait for each other.
+    and any number of times. Threads other than the main one keep blocks of up to 64 MiB: glibc's heaps for them are no
+    larger, and a layer of a 720p frame in fp32 may be. Where the user has settings of malloc's in the environment
+    (MALLOC_*, GLIBC_TUNABLES) those hold, and nothing is changed.
     """
     global _keeping
     library = _glibc()
@@ -48,14 +45,12 @@ def keep_freed(*, one_arena: bool = False) -> bool:
         return False
     # -1 never trims; 0 blocks are mapped apart.
     _keeping = bool(library.mallopt(_M_TRIM_THRESHOLD, -1)) and bool(library.mallopt(_M_MMAP_MAX, 0))
-    if one_arena:
-        library.mallopt(_M_ARENA_MAX, 1)
     return _keeping
 
 
 def give_back() -> None:
-    """Return to the system what is free. Takes milliseconds; the next frames then fetch their memory again."""
-    library = _glibc()
+    """Return to the system what was kept and is free; the next frames then fetch their memory again."""
+    library = _glibc() if _keeping else None
     if library is not None:
         library.malloc_trim(0)
 
@@ -95,9 +90,12 @@ def _set_by_user() -> bool:
 
 
 def _resident() -> int:
-    """Bytes of this process in memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of this process in memory; 0 where nothing tells."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 @functools.cache

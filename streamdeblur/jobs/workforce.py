@@ -72,14 +72,13 @@ class Workforce:
         if size is not None:
             self.tiling = restorer.plan(size[1], size[0], workers=self.workers)
         threads = options.threads
-        if threads is None and not on_gpu:
-            threads = torch.get_num_threads()
-            if self.precision == "bf16":
-                # Bit-identical whatever the number of threads; fp32 sums in another order, so there every worker has
-                # as many as each caller in one process would, and the results are the same to the bit.
-                threads = max(1, threads // self.workers)
-            else:
-                threads = max(1, threads // restorer.share())
+        if not on_gpu:
+            if self.precision != "bf16":
+                # fp32 sums in another order with other threads, so every worker has as many as each caller in one
+                # process would, and the results are the same to the bit.
+                threads = max(1, (threads or torch.get_num_threads()) // restorer.share())
+            elif threads is None:
+                threads = max(1, torch.get_num_threads() // self.workers)
         memory = None if options.memory_limit is None else options.memory_limit // self.workers
         if size is None and memory is None and not on_gpu:
             # Pictures of any size, planned where they are restored: each worker within its part of what is free now,

@@ -27,6 +27,7 @@ from streamdeblur import heap
 from streamdeblur.errors import TrainingError, UsageError
 from streamdeblur.models.checkpoint import Metadata, save_checkpoint
 from streamdeblur.restore.engines import resolve_precision
+from streamdeblur.restore.engines.devices import PRECISIONS
 from streamdeblur.training.batches import Ahead, Batches, augment, generator
 from streamdeblur.training.losses import DeblurLoss
 from streamdeblur.training.meter import Meter
@@ -76,7 +77,7 @@ class Trainer:
     ) -> None:
         device = torch.device(device)
         if device.type == "cpu":
-            heap.keep_freed(one_arena=True)
+            heap.keep_freed()
         several = dist.is_available() and dist.is_initialized()
         self.world = World(dist.get_rank(), dist.get_world_size(), device) if several else World(0, 1, device)
         self.recipe = recipe.resolved(batches.samples, self.world.size)
@@ -86,7 +87,7 @@ class Trainer:
         # A run that goes on brings its own weights; the checkpoint that it began from may be gone.
         begun = self._begun()
         net = initial_network(dataclasses.replace(recipe, start="") if begun else recipe)
-        self._dtype = resolve_precision(recipe.precision, device, net)
+        self._dtype = self._same_everywhere(resolve_precision(recipe.precision, device, net))
         self.net = net.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.averaged = Averaged(self.net, recipe.optimizer.ema)
         o = recipe.optimizer
@@ -114,6 +115,15 @@ class Trainer:
             dist.broadcast(flag, 0)
             begun = bool(flag)
         return begun
+
+    def _same_everywhere(self, dtype: torch.dtype) -> torch.dtype:
+        """That of the main process: "auto" may be another on another machine."""
+        if self.world.size == 1:
+            return dtype
+        kinds = list(PRECISIONS.values())
+        number = torch.tensor([kinds.index(dtype)], device=self.world.device)
+        dist.broadcast(number, 0)
+        return kinds[int(number)]
 
     def _resume(self) -> None:
         tensors, values = load_state(self.folder / "last")

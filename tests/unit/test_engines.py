@@ -22,7 +22,7 @@ from streamdeblur.models.trial import TOLERANCES, fingerprint, leaves, noise, pi
 from streamdeblur.restore import Restorer, RestorerSpec
 from streamdeblur.restore.engines import TorchEngine, build_engine, cache, choose, facts
 from streamdeblur.restore.engines.choose import EnsembleEngine
-from streamdeblur.restore.engines.fused import FusedEngine
+from streamdeblur.restore.engines.fused import FusedEngine, cpu_callers
 
 CPU = torch.device("cpu")
 #: A network of our own kind without shipped weights: small, every layer in it.
@@ -500,3 +500,10 @@ def test_what_is_made_for_one_size_is_tried_too(monkeypatch: pytest.MonkeyPatch,
     verdict = Trials("two", lambda batch: 0.1 * batch).judge(Two(), "two", "bf16", "1")
     assert not verdict.passed
     assert verdict.error == pytest.approx(0.5, rel=0.01)
+
+
+def test_calls_side_by_side_use_the_threads() -> None:
+    assert [cpu_callers(n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 16)] == [1, 2, 3, 4, 4, 3, 3, 4, 4]
+    for n in range(1, 130):
+        callers = cpu_callers(n)
+        assert n // callers * callers >= 0.8 * n

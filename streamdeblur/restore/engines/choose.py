@@ -72,7 +72,7 @@ def build_engine(
     print_ = fingerprint(inner)
     ways = _ways(inner, engine, place, precision, flop, print_)
     if ways[0].name == "eager":
-        _keep_memory("eager", place)
+        _keep_memory(place)
         return TorchEngine(model, place, PRECISIONS[ways[0].precision])
     reference = copy.deepcopy(inner).eval().requires_grad_(False).to("cpu", torch.float32)
 
@@ -103,7 +103,7 @@ def build_engine(
         result: Engine = found if inner is model else EnsembleEngine(found, _transforms(model))
         _add_seconds(result, time.perf_counter() - began - facts(found).prepare_seconds)
         return result
-    _keep_memory("eager", place)
+    _keep_memory(place)
     return TorchEngine(model, place, PRECISIONS[ways[-1].precision])
 
 
@@ -134,7 +134,7 @@ def _ways(
 
         full = _word(resolve_precision("auto", device, model))
         return [
-            _Way("openvino", "int8", openvino.version()),
+            _Way("openvino", "int8", f"{openvino.version()}, {full}"),  # what is not quantised runs in that
             _Way("openvino", full, openvino.version()),
             _Way("eager", full),
         ]
@@ -191,7 +191,7 @@ def _try(way: _Way, model: ResidualModel, device: torch.device, trials: Trials) 
     """The engine, or why it is not to be used. Raises what it raises while it gets ready."""
     known = trials.known(way.name, way.precision, device, way.version)
     if known is None or known.passed:
-        _keep_memory(way.name, device)
+        _keep_memory(device)
         engine = _MAKERS[way.name](model, device, way.precision)
         known = trials.judge(engine, way.name, way.precision, way.version)
         if known.passed:
@@ -202,10 +202,10 @@ def _try(way: _Way, model: ResidualModel, device: torch.device, trials: Trials) 
     )
 
 
-def _keep_memory(name: str, device: torch.device) -> None:
-    """PyTorch allocates every layer's result anew, OpenVINO plans its buffers and works with many small blocks."""
+def _keep_memory(device: torch.device) -> None:
+    """PyTorch allocates the result of every layer anew."""
     if device.type == "cpu":
-        heap.keep_freed(one_arena=name != "openvino")
+        heap.keep_freed()
 
 
 def _fused(model: ResidualModel, device: torch.device, precision: str) -> Engine:

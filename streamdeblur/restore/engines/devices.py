@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +16,10 @@ from streamdeblur.restore.engines import cache
 
 #: Side of the product by which precisions are compared, and what bf16 must take of the time of fp32 to be chosen.
 _PRODUCT, _GAIN = 768, 0.9
+
+#: What was measured, by the file that keeps it: that may not be writable.
+_decided: dict[Path, dict[str, Any]] = {}
+_deciding = threading.Lock()
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,28 +80,36 @@ def bf16_pays(flags: set[str] | None = None) -> bool:
     if "amx_bf16" in flags and "ONEDNN_MAX_CPU_ISA" not in os.environ:
         return True
     path = cache.cache_folder() / f"bf16-{cache.key(_PRODUCT, cache.machine(torch.device('cpu')))}.json"
-    known = (cache.read_json(path) or {}).get("pays")
-    if isinstance(known, bool):
-        return known
-    fp32, bf16 = _product_seconds()
-    pays = bf16 < _GAIN * fp32
-    cache.write_json(path, {"pays": pays, "fp32_s": fp32, "bf16_s": bf16})
-    return pays
+    with _deciding:
+        found = cache.read_json(path) or _decided.get(path)
+        if found is None:
+            fp32, bf16 = _product_seconds()
+            found = {"pays": bf16 < _GAIN * fp32, "fp32_s": fp32, "bf16_s": bf16}
+            first = cache.read_json(path)  # of a process that measured at the same time: all follow that one
+            if first is None:
+                cache.write_json(path, found)
+            found = _decided[path] = first or found
+    return bool(found.get("pays"))
 
 
 def _product_seconds() -> tuple[float, float]:
-    """Least seconds of a matrix product in fp32 and in bf16, in turns: some tens of milliseconds in all."""
+    """Least seconds of a matrix product in fp32 and in bf16, in turns, on one thread: tens of milliseconds in all."""
     pairs = [
-        (torch.full((_PRODUCT, _PRODUCT), 0.5, dtype=kind), torch.full((_PRODUCT, _PRODUCT), 0.25, dtype=kind))
+        [torch.full((_PRODUCT, _PRODUCT), value, dtype=kind, device="cpu") for value in (0.5, 0.25)]
         for kind in (torch.float32, torch.bfloat16)
     ]
     taken: list[list[float]] = [[], []]
-    with torch.inference_mode():
-        for _ in range(7):
-            for (a, b), times in zip(pairs, taken, strict=True):
-                begun = time.perf_counter()
-                a @ b
-                times.append(time.perf_counter() - begun)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            for _ in range(7):
+                for (a, b), times in zip(pairs, taken, strict=True):
+                    begun = time.perf_counter()
+                    a @ b
+                    times.append(time.perf_counter() - begun)
+    finally:
+        torch.set_num_threads(threads)
     return min(taken[0]), min(taken[1])
 
 

@@ -15,8 +15,14 @@ from streamdeblur.restore.memory import activation_bytes
 #: with 11 %. Larger windows overlap less, but past a million pixels each is slower than what that saves.
 CPU_TILE = 1024
 
-#: Calls at once that are worth it at most on a CPU: each holds the activations of a window.
-CPU_CALLERS = 4
+#: Calls at once that are worth it at most on a CPU: each holds the activations of a window. And the share of the
+#: threads that they have to use together.
+_CALLERS, _USED = 4, 0.8
+
+
+def cpu_callers(threads: int) -> int:
+    """How many calls run side by side on so many threads, each on its whole share of them."""
+    return max(n for n in range(1, min(threads, _CALLERS) + 1) if threads // n * n >= _USED * threads)
 
 
 class FusedEngine:
@@ -35,9 +41,9 @@ class FusedEngine:
         """Several threads will call at once, each of them with its share of PyTorch's threads; how many gain by that.
 
         Side by side they need not wait for the slowest thread at every layer: on two cores, in fp32, the windows of
-        ``--reuse`` take 0.6 of the time, whole frames 0.9 of it.
+        ``--reuse`` take 0.6 of the time, whole frames 0.9 of it. A single call alone takes longer then.
         """
-        self.at_once = min(torch.get_num_threads(), CPU_CALLERS)
+        self.at_once = cpu_callers(torch.get_num_threads())
         return self.at_once
 
     def __init__(self, model: ResidualModel, dtype: torch.dtype) -> None:

@@ -26,7 +26,7 @@ from streamdeblur.models.export import export_program, quantize, require, to_ope
 from streamdeblur.models.trial import fingerprint, leaves
 from streamdeblur.restore.engines import cache
 from streamdeblur.restore.engines.devices import bf16_pays
-from streamdeblur.restore.engines.fused import CPU_CALLERS, CPU_TILE
+from streamdeblur.restore.engines.fused import CPU_TILE, cpu_callers
 from streamdeblur.restore.memory import activation_bytes
 
 log = logging.getLogger(__name__)
@@ -172,10 +172,9 @@ class OpenVINOEngine:
             "ENABLE_CPU_PINNING": False,
         }
         self._requests: OrderedDict[tuple[int, ...], Requests] = OrderedDict()
-        self._compiling: dict[tuple[int, ...], threading.Lock] = {}  # shapes whose graph is being made
         self._any: Requests | None = None  # of the graph for any shape
         self._seconds: OrderedDict[tuple[int, ...], float] = OrderedDict()  # that shapes spent in it
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self.prepare_seconds = time.perf_counter() - began
 
     def share(self) -> int:
@@ -185,7 +184,7 @@ class OpenVINOEngine:
         192 px take 0.6 of the time, whole frames of 720p 0.7 to 0.8 of it. A single call alone takes longer then.
         """
         with self._lock:
-            self.at_once = min(self._threads, CPU_CALLERS)
+            self.at_once = cpu_callers(self._threads)
             self._settings["NUM_STREAMS"] = self.at_once
             self._settings["INFERENCE_NUM_THREADS"] = self._threads // self.at_once * self.at_once
             self._requests.clear()
@@ -225,13 +224,16 @@ class OpenVINOEngine:
         self.prepare_seconds += compiled.seconds
 
     def _own(self, shape: tuple[int, ...]) -> Requests:
-        """The requests for this shape alone, compiled when they are first asked for; other shapes go on meanwhile."""
+        """The requests for this shape alone, compiled when they are first asked for.
+
+        One graph is made at a time, so that whoever waits knows by ``prepare_seconds`` for how long; shapes that have
+        theirs go on meanwhile.
+        """
         with self._lock:
             found = self._met(shape)
-            if found is not None:
-                return found
-            compiling = self._compiling.setdefault(shape, threading.Lock())
-        with compiling:
+        if found is not None:
+            return found
+        with self._making:
             with self._lock:
                 found = self._met(shape)  # another call made it while this one waited
             if found is not None:
@@ -239,7 +241,6 @@ class OpenVINOEngine:
             compiled = self._compile(shape)
             with self._lock:
                 self._add(shape, compiled)
-                self._compiling.pop(shape, None)
             return compiled.idle
 
     def _met(self, shape: tuple[int, ...]) -> Requests | None:
