@@ -36,8 +36,9 @@ def keep_freed() -> bool:
 
     Peak memory stays about what it was; between peaks the process holds what ``give_back`` gives back. For any thread,
     and any number of times. Threads other than the main one keep blocks of up to 64 MiB: glibc's heaps for them are no
-    larger, and a layer of a 720p frame in fp32 may be. Where the user has settings of malloc's in the environment
-    (MALLOC_*, GLIBC_TUNABLES) those hold, and nothing is changed.
+    larger, and a layer of a 720p frame in fp32 may be. Where the user has settings of malloc's on this in the
+    environment (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_, MALLOC_MMAP_THRESHOLD_, MALLOC_TOP_PAD_, GLIBC_TUNABLES)
+    those hold, and nothing is changed.
     """
     global _keeping
     library = _glibc()
@@ -83,7 +84,9 @@ def as_usual() -> Iterator[None]:
 
 
 def _set_by_user() -> bool:
-    found = any(n.startswith("MALLOC_") for n in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    names = ("trim_threshold", "mmap_max", "mmap_threshold", "top_pad")
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    found = any(f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}" in tunables for name in names)
     if found:
         log.debug("settings of malloc in the environment hold")
     return found

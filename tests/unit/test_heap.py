@@ -131,6 +131,12 @@ found["later"] = [faults() for _ in range(3)][-1]
     assert found["later"] > 10
 
 
+@glibc
+def test_a_setting_of_something_else_does_not_count() -> None:
+    found = run("found['kept'] = heap.keep_freed()", MALLOC_ARENA_MAX="2", GLIBC_TUNABLES="glibc.malloc.tcache_count=7")
+    assert found["kept"]
+
+
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap, "_glibc", lambda: None)
     assert not heap.keep_freed()
