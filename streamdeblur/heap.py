@@ -67,9 +67,9 @@ def as_usual() -> Iterator[None]:
     if library is None:
         yield
         return
-    before = _resident()
+    before = resident()
     library.malloc_trim(0)
-    given = before - _resident()
+    given = before - resident()
     library.mallopt(_M_TRIM_THRESHOLD, _USUAL_REST)
     library.mallopt(_M_MMAP_THRESHOLD, _USUAL_SIZE)
     library.mallopt(_M_MMAP_MAX, _USUAL_COUNT)
@@ -92,12 +92,12 @@ def _set_by_user() -> bool:
     return found
 
 
-def _resident() -> int:
-    """Bytes of this process in memory; 0 where nothing tells."""
+def resident() -> int:
+    """Bytes of this process in memory (Linux); 0 where nothing tells."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
+    except (OSError, ValueError, IndexError):
         return 0
 
 

@@ -199,10 +199,7 @@ def own_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     heap.give_back()  # what earlier work left with this process is not taken
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError, AttributeError):
-        return 0
+    return heap.resident()
 
 
 def frame_bytes(width: int, height: int) -> int:

@@ -69,10 +69,11 @@ def build_engine(
             words = [w for w in (f"engine {engine}" * (engine != "auto"), "int8" * (precision == "int8")) if w]
             log.warning("a model without weights runs in eager fp32: %s has no effect", " and ".join(words))
         return TorchEngine(model, place, _float_type(precision, place, model))
+    if place.type == "cpu":
+        heap.keep_freed()  # PyTorch allocates the result of every layer anew
     print_ = fingerprint(inner)
     ways = _ways(inner, engine, place, precision, flop, print_)
     if ways[0].name == "eager":
-        _keep_memory(place)
         return TorchEngine(model, place, PRECISIONS[ways[0].precision])
     reference = copy.deepcopy(inner).eval().requires_grad_(False).to("cpu", torch.float32)
 
@@ -103,7 +104,6 @@ def build_engine(
         result: Engine = found if inner is model else EnsembleEngine(found, _transforms(model))
         _add_seconds(result, time.perf_counter() - began - facts(found).prepare_seconds)
         return result
-    _keep_memory(place)
     return TorchEngine(model, place, PRECISIONS[ways[-1].precision])
 
 
@@ -191,7 +191,6 @@ def _try(way: _Way, model: ResidualModel, device: torch.device, trials: Trials) 
     """The engine, or why it is not to be used. Raises what it raises while it gets ready."""
     known = trials.known(way.name, way.precision, device, way.version)
     if known is None or known.passed:
-        _keep_memory(device)
         engine = _MAKERS[way.name](model, device, way.precision)
         known = trials.judge(engine, way.name, way.precision, way.version)
         if known.passed:
@@ -200,12 +199,6 @@ def _try(way: _Way, model: ResidualModel, device: torch.device, trials: Trials) 
         f"engine {way.name} in {way.precision} is {known.error:.2g} from eager fp32 on test pictures, "
         f"more than the {known.allowed:.2g} allowed"
     )
-
-
-def _keep_memory(device: torch.device) -> None:
-    """PyTorch allocates the result of every layer anew."""
-    if device.type == "cpu":
-        heap.keep_freed()
 
 
 def _fused(model: ResidualModel, device: torch.device, precision: str) -> Engine:

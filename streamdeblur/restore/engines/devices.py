@@ -66,15 +66,15 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
     return set()
 
 
-def bf16_pays(flags: set[str] | None = None) -> bool:
+def bf16_pays() -> bool:
     """Whether the CPU multiplies faster in bf16 than in fp32.
 
     Without instructions for it bf16 is emulated and slow, with AMX it is several times as fast. Those of AVX-512 and
-    Arm are measured once on a machine: an Intel Xeon whose AMX is hidden took twice the time of fp32. flags: for tests.
+    Arm are measured once on a machine: an Intel Xeon whose AMX is hidden took twice the time of fp32.
     """
     if not torch.backends.mkldnn.is_available():
         return False
-    flags = cpu_flags() if flags is None else flags
+    flags = cpu_flags()
     if not flags:
         return False
     if "amx_bf16" in flags and "ONEDNN_MAX_CPU_ISA" not in os.environ:

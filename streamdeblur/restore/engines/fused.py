@@ -37,15 +37,6 @@ class FusedEngine:
     tile = CPU_TILE
     at_once = 1
 
-    def share(self) -> int:
-        """Several threads will call at once, each of them with its share of PyTorch's threads; how many gain by that.
-
-        Side by side they need not wait for the slowest thread at every layer: on two cores, in fp32, the windows of
-        ``--reuse`` take 0.6 of the time, whole frames 0.9 of it. A single call alone takes longer then.
-        """
-        self.at_once = cpu_callers(torch.get_num_threads())
-        return self.at_once
-
     def __init__(self, model: ResidualModel, dtype: torch.dtype) -> None:
         began = time.perf_counter()
         self.dtype = dtype
@@ -55,6 +46,15 @@ class FusedEngine:
         with torch.inference_mode():
             self._model = fold(model, dtype).eval()
         self.prepare_seconds = time.perf_counter() - began
+
+    def share(self) -> int:
+        """Several threads will call at once, each of them with its share of PyTorch's threads; how many gain by that.
+
+        Side by side they need not wait for the slowest thread at every layer: on two cores, in fp32, the windows of
+        ``--reuse`` take 0.6 of the time, whole frames 0.9 of it. A single call alone takes longer then.
+        """
+        self.at_once = cpu_callers(torch.get_num_threads())
+        return self.at_once
 
     @torch.inference_mode()
     def residual(self, batch: Tensor) -> Tensor:

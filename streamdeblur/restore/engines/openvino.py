@@ -25,7 +25,7 @@ from streamdeblur.models.base import ResidualModel
 from streamdeblur.models.export import export_program, quantize, require, to_openvino
 from streamdeblur.models.trial import fingerprint, leaves
 from streamdeblur.restore.engines import cache
-from streamdeblur.restore.engines.devices import bf16_pays
+from streamdeblur.restore.engines.devices import PRECISIONS, bf16_pays
 from streamdeblur.restore.engines.fused import CPU_TILE, cpu_callers
 from streamdeblur.restore.memory import activation_bytes
 
@@ -153,15 +153,12 @@ class OpenVINOEngine:
         openvino = require("openvino", "openvino")
         self.precision = precision
         self.receptive_radius = model.receptive_radius
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        self.bytes_per_pixel = activation_bytes(model, dtype) * _FRUGALITY
-        print_ = fingerprint(model)
         floating = precision
         if precision == "int8":
             floating = "bf16" if bf16_pays() else "fp32"
-            self._model = self._int8(model, print_)
-        else:
-            self._model = _graph(model, print_)
+        self.bytes_per_pixel = activation_bytes(model, PRECISIONS[floating]) * _FRUGALITY
+        print_ = fingerprint(model)
+        self._model = self._int8(model, print_) if precision == "int8" else _graph(model, print_)
         self._core = openvino.Core()
         self._threads = torch.get_num_threads()
         self._settings: dict[str, Any] = {
@@ -226,8 +223,8 @@ class OpenVINOEngine:
     def _own(self, shape: tuple[int, ...]) -> Requests:
         """The requests for this shape alone, compiled when they are first asked for.
 
-        One graph is made at a time, so that whoever waits knows by ``prepare_seconds`` for how long; shapes that have
-        theirs go on meanwhile.
+        Calls make one graph at a time, so that whoever waits knows by ``prepare_seconds`` for how long; shapes that
+        have theirs go on meanwhile.
         """
         with self._lock:
             found = self._met(shape)
