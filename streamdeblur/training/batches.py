@@ -1,6 +1,6 @@
 """Which crops a step sees: a function of seed, step and process alone, so that a resumed run sees what it would have.
 
-Sources give uint8 crops; ``augment`` cuts, flips and rotates them on the device.
+Sources give uint8 crops; ``augment`` cuts, flips, rotates and recolours them on the device.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from streamdeblur.errors import InputError, StreamdeblurError, UsageError
 from streamdeblur.training.recipe import Data
@@ -191,17 +192,18 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """A step's batch: blurred and sharp, float32 (batch, 3, crop, crop) in [0, 1], channels_last, on ``device``.
 
-    Cuts at random, flips, rotates by quarter turns, and replaces a share of the blurred crops by the sharp ones.
+    Cuts at random, makes larger cuts smaller, flips, rotates by quarter turns, reorders channels, darkens, and replaces
+    a share of the blurred crops by the sharp ones. Whatever ``data`` leaves out draws no random number.
     """
     crops = crops.to(device, non_blocking=True)
-    margin = crops.shape[-1] - data.crop
     out = []
     for number, crop in enumerate(crops, start=rank * data.batch):
         # By the number in the batch of all processes: two of them see what one with twice the batch would.
         rng = generator(seed, _AUGMENT, step, number)
-        y, x = rng.integers(0, margin + 1, 2).tolist()
+        side = _side(rng, data, crop.shape[-1]) if data.zoom < 1 else data.crop
+        y, x = rng.integers(0, crop.shape[-1] - side + 1, 2).tolist()
         horizontal, vertical, turns, sharp = rng.random(4).tolist()
-        piece = crop[..., y : y + data.crop, x : x + data.crop]
+        piece = crop[..., y : y + side, x : x + side]
         axes = [
             axis
             for axis, wanted in (
@@ -213,7 +215,20 @@ def augment(
         piece = piece.flip(axes) if axes else piece
         if data.rotations:
             piece = piece.rot90(int(turns * 4), (-2, -1))
+        if data.channels:
+            piece = piece[:, rng.permutation(3).tolist()]
+        piece = piece.to(torch.float32)
+        if data.exposure < 1:
+            piece = piece * float(rng.uniform(data.exposure, 1))
+        if side > data.crop:
+            piece = functional.interpolate(piece, size=(data.crop, data.crop), mode="bilinear", antialias=True)
         out.append(piece[1:].expand_as(piece) if sharp < data.sharp_share else piece)
-    batch = torch.stack(out).to(torch.float32).div_(255)
+    batch = torch.stack(out).div_(255)
     blur, sharp_side = batch.unbind(1)
     return tuple(t.contiguous(memory_format=torch.channels_last) for t in (blur, sharp_side))  # type: ignore[return-value]
+
+
+def _side(rng: np.random.Generator, data: Data, most: int) -> int:
+    """Side of a cut that is made smaller to ``data.crop``; half of them are left at their size."""
+    factor = float(rng.uniform(data.zoom, 1)) if rng.random() < 0.5 else 1.0
+    return min(round(data.crop / factor), most)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,7 +71,8 @@ class SampledBatches:
 
     def __init__(self, data: Data, *, seed: int, rank: int = 0, world: int = 1) -> None:
         self._data, self._rank, self._world = data, rank, world
-        self._mixture = Mixture(data.sources, data.crop, seed)
+        # Larger, where cuts are to be made smaller afterwards.
+        self._mixture = Mixture(data.sources, math.ceil(data.crop / data.zoom), seed)
 
     @property
     def samples(self) -> int:

@@ -159,6 +159,15 @@ def test_pairs_can_be_drawn_one_by_one(data: Path) -> None:
     assert np.array_equal(*same)
 
 
+def test_only_pairs_of_a_pattern(data: Path) -> None:
+    only = PairsSource(data / "pairs", identity=0.0, only="[12]")
+    everything = PairsSource(data / "pairs", identity=0.0)
+    assert len(only) == 2
+    for index in (0, 1):
+        crops = [s.sample_pair(index + k, np.random.default_rng(0), 64) for k, s in ((0, only), (1, everything))]
+        assert np.array_equal(crops[0], crops[1])
+
+
 def test_uniform_crops_lie_anywhere_and_others_where_there_is_texture(tmp_path: Path) -> None:
     picture = np.full((64, 256, 3), 90, np.uint8)  # texture on the right quarter only
     picture[:, 192:] = texture(64, 64, 3)
@@ -212,7 +221,9 @@ def test_photographs_smaller_than_a_crop_are_refused(data: Path) -> None:
         ("stills", {"extent": (9, 3)}, "extent"),
         ("stills", {"scale": (0.5, 2)}, "scale"),
         ("stills", {"colour": 3}, "option 'colour' of source 'stills' is unknown; use extent, .*identity"),
-        ("pairs", {"frames": (7, 9)}, "option 'frames' of source 'pairs' is unknown; use layout, split, uniform"),
+        ("pairs", {"frames": (7, 9)}, "option 'frames' of source 'pairs' is unknown; use layout, split, only, uniform"),
+        ("pairs", {"only": 3}, "only 3 is no pattern"),
+        ("pairs", {"only": "GOPR*"}, "no pair in .* is called 'GOPR\\*'; names are like '0'"),
         ("pairs", {"uniform": "yes"}, "uniform 'yes' is not true or false"),
         ("pairs", {"identity": 2}, "identity 2 is no share"),
         ("stills", {"identity": "much"}, "identity 'much' is no share"),

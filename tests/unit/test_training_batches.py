@@ -227,6 +227,61 @@ def test_share_of_sharp_crops() -> None:
     assert not (blur == sharp).flatten(1).all(1).any()
 
 
+def test_channels_change_places_alike_on_both_sides() -> None:
+    seen = set()
+    for step in range(6):
+        before = augmented({"flips": "none"}, step=step)
+        after = augmented({"flips": "none", "channels": True}, step=step)
+        for i in range(8):
+            orders = [
+                order
+                for order in itertools.permutations(range(3))
+                if all(torch.equal(a[i], b[i][list(order)]) for a, b in zip(after, before, strict=True))
+            ]
+            assert len(orders) == 1, "both sides must have the same order"
+            seen.add(orders[0])
+    assert seen == set(itertools.permutations(range(3)))
+
+
+def test_exposure_darkens_both_sides_by_one_factor() -> None:
+    factors = []
+    for step in range(20):
+        before = augmented({"flips": "none"}, step=step)
+        after = augmented({"flips": "none", "exposure": 0.5}, step=step)
+        for i in range(8):
+            bright = before[1][i] > 0.2
+            ratios = [(a[i][bright] / b[i][bright]) for a, b in zip(after, before, strict=True)]
+            assert torch.allclose(ratios[0], ratios[1][0].expand_as(ratios[0]), atol=1e-5)
+            assert ratios[1].std() < 1e-5
+            factors.append(float(ratios[1][0]))
+    assert 0.5 <= min(factors) < 0.55
+    assert 0.95 < max(factors) <= 1
+
+
+def test_zoom_makes_half_of_the_cuts_smaller() -> None:
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
+    ramp = torch.stack([2 * x, 2 * y, x + y]).to(torch.uint8)
+    given = torch.stack([ramp, ramp + 100]).expand(8, 2, 3, 48, 48)
+    options = Data(shards=("x",), crop=16, flips="none", zoom=0.5)
+    slopes = []
+    for step in range(40):
+        blur, sharp = augment(given, options, seed=0, step=step, rank=0, device=torch.device("cpu"))
+        assert torch.allclose(blur + 100 / 255, sharp, atol=1e-5)
+        inner = blur[:, 0, 4:-4, 4:-4] * 255 / 2  # x, and 1/factor between neighbours
+        slopes += (inner[..., -1] - inner[..., 0]).mean(1).div(7).tolist()
+    slope = torch.tensor(slopes)
+    kept = (slope - 1).abs() < 1e-3
+    assert kept.float().mean().item() == pytest.approx(0.5, abs=0.12)  # four standard deviations
+    assert 1.9 < slope.max() <= 2.01
+    assert slope.min() > 0.99
+
+
+def test_zoom_never_leaves_a_crop() -> None:
+    for step in range(8):
+        blur, _ = augmented({"zoom": 0.1}, step=step, size=18)
+        assert tuple(blur.shape) == (8, 3, 16, 16)
+
+
 # --- sources on the fly ----------------------------------------------------------------------------------------------
 
 

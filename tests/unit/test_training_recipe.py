@@ -80,6 +80,8 @@ def test_json_there_and_back() -> None:
         (lambda: Data(shards=("a",), crop=12), "crop 12"),
         (lambda: Data(shards=("a",), batch=0), "batch 0"),
         (lambda: Data(shards=("a",), sharp_share=1.0), "sharp_share 1"),
+        (lambda: Data(shards=("a",), zoom=0), "zoom 0 is not above 0"),
+        (lambda: Data(shards=("a",), exposure=1.5), "exposure 1.5"),
         (lambda: Data(shards=("a",), memory_gb=0), "memory_gb 0"),
         (lambda: Data(shards=("a",), workers=-1), "workers -1"),
         (lambda: Source(kind="pairs", path="p", share=0), "share 0 of p"),

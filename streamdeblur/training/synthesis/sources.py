@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -169,7 +170,8 @@ class PairsSource:
     """Crops of pairs made by others, in any layout of ``training.pairs``. identity, cache_mb: as of the others.
 
     uniform: every place of a picture is as probable as any other (the paper's recipe); otherwise crops with texture are
-    preferred.
+    preferred. only: a pattern of names (``*`` is any text), where one folder holds several scenes that are to have
+    shares of their own.
     """
 
     def __init__(
@@ -178,6 +180,7 @@ class PairsSource:
         *,
         layout: str = "auto",
         split: Literal["train", "test"] = "train",
+        only: str = "*",
         uniform: bool = False,
         identity: float = 0.05,
         cache_mb: int = 768,
@@ -189,7 +192,12 @@ class PairsSource:
         self._identity = _share("identity", identity)
         self._uniform = uniform
         self._cache: ArrayCache[npt.NDArray[np.uint8]] = ArrayCache(_bound(cache_mb))
-        self._pairs = find_pairs(self.path, layout=layout, split=split)
+        found = find_pairs(self.path, layout=layout, split=split)
+        if not isinstance(only, str):
+            raise UsageError(f"only {only!r} is no pattern", "give text, for example GOPR0372*")
+        self._pairs = [pair for pair in found if fnmatchcase(pair.name, only)]
+        if not self._pairs:
+            raise InputError(f"no pair in {path} is called {only!r}", f"names are like {found[0].name!r}")
 
     def __len__(self) -> int:
         return len(self._pairs)
