@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -157,7 +158,7 @@ def models(as_json: bool, quiet: bool, debug: bool) -> None:
 
 @cli.group()
 def weights() -> None:
-    """Checkpoints: import the authors' ones, look into ours."""
+    """Checkpoints: import the authors' ones, average ours, look into them."""
 
 
 @weights.command("import")
@@ -168,22 +169,55 @@ def weights() -> None:
 def weights_import(source: str, output: str, overwrite: bool, quiet: bool, debug: bool) -> None:
     """Convert MIMO-UNet.pkl or MIMO-UNetPlus.pkl of the authors to a checkpoint of ours."""
     console = _begin(debug)
-    from streamdeblur.errors import OutputError
     from streamdeblur.models.authors import authors_metadata, import_authors
     from streamdeblur.models.checkpoint import save_checkpoint
 
-    if not output.lower().endswith(".safetensors"):
-        raise UsageError(f"output {output} of a checkpoint does not end in .safetensors", "name it so with -o")
-    if os.path.exists(output):
-        if os.path.exists(source) and os.path.samefile(source, output):
-            raise UsageError(f"output {output} is the source itself", "choose another output with -o")
-        if not overwrite:
-            raise OutputError(f"{output} exists", "--overwrite replaces it")
+    _check_checkpoint_output(output, [source], overwrite=overwrite)
     state, variant = import_authors(source)
     save_checkpoint(output, state, authors_metadata(variant))
     if not quiet:
         count = sum(t.numel() for t in state.values())
         console.print(f"{output}: {variant}, {count / 1e6:.2f} M parameters", markup=False, highlight=False)
+
+
+def _check_checkpoint_output(output: str, sources: Sequence[str], *, overwrite: bool) -> None:
+    from streamdeblur.errors import OutputError
+
+    if not output.lower().endswith(".safetensors"):
+        raise UsageError(f"output {output} of a checkpoint does not end in .safetensors", "name it so with -o")
+    if os.path.exists(output):
+        if any(os.path.exists(source) and os.path.samefile(source, output) for source in sources):
+            raise UsageError(f"output {output} is the source itself", "choose another output with -o")
+        if not overwrite:
+            raise OutputError(f"{output} exists", "--overwrite replaces it")
+
+
+@weights.command("average")
+@click.argument("files", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, help="Checkpoint to write (.safetensors).")
+@click.option("--shares", help="One number for each file, for example 3,1. Default: equal.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@common
+def weights_average(
+    files: tuple[str, ...], output: str, shares: str | None, overwrite: bool, quiet: bool, debug: bool
+) -> None:
+    """The mean of checkpoints that come from one another.
+
+    A fine-tuned network forgets a part of what it knew; its mean with the one it came from keeps most of both.
+    """
+    console = _begin(debug)
+    try:
+        parts = None if shares is None else [float(part) for part in shares.split(",")]
+    except ValueError:
+        raise UsageError(f"shares {shares!r} are no numbers", "give one for each file, for example 3,1") from None
+    _check_checkpoint_output(output, files, overwrite=overwrite)
+    from streamdeblur.models.average import average_checkpoints
+    from streamdeblur.models.checkpoint import save_checkpoint
+
+    state, metadata = average_checkpoints(files, parts)
+    save_checkpoint(output, state, metadata)
+    if not quiet:
+        console.print(f"{output}: {metadata.variant}, the mean of {len(files)}", markup=False, highlight=False)
 
 
 @weights.command("show")

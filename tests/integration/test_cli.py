@@ -288,6 +288,39 @@ def test_weights_are_shown_and_wrong_ones_refused(tmp_path: Path) -> None:
     assert json.loads(run("weights", "show", path, cwd=tmp_path).stdout)["variant"] == "mimo-unet-small"
 
 
+def test_weights_are_averaged(tmp_path: Path) -> None:
+    from streamdeblur.models.checkpoint import Metadata, load_checkpoint, save_checkpoint
+    from streamdeblur.models.random_weights import random_state
+    from streamdeblur.models.registry import variants
+
+    config = variants()["mimo-unet-small"].config
+    assert config is not None
+    for seed in (1, 2):
+        save_checkpoint(
+            tmp_path / f"{seed}.safetensors", random_state(config, seed), Metadata("mimo-unet-small", config)
+        )
+    files = ("1.safetensors", "2.safetensors")
+    done = run("weights", "average", *files, "-o", "mean.safetensors", "--shares", "3,1", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    mean, one, two = (load_checkpoint(tmp_path / f"{name}.safetensors")[0] for name in ("mean", "1", "2"))
+    for name, value in mean.items():
+        assert value.allclose(0.75 * one[name] + 0.25 * two[name], rtol=0.01, atol=1e-5)
+    source = write_numbered_clip(tmp_path / "a.mp4", 2, SIZE)
+    assert run("process", source, "-w", "mean.safetensors", cwd=tmp_path).returncode == 0
+    for arguments, code, said in (
+        ((*files, "-o", "mean.safetensors"), 1, "mean.safetensors exists"),
+        ((*files, "-o", "2.safetensors", "--overwrite"), 2, "is the source itself"),
+        ((*files, "-o", "x.safetensors", "--shares", "much"), 2, "shares 'much' are no numbers"),
+        (("1.safetensors", "no.safetensors", "-o", "x.safetensors"), 1, "there is no weights file no.safetensors"),
+        (("1.safetensors", "-o", "x.safetensors"), 2, "1 checkpoint can't be averaged"),
+    ):
+        failed = run("weights", "average", *arguments, cwd=tmp_path)
+        assert failed.returncode == code
+        (line,) = failed.stderr.splitlines()
+        assert said in line
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = run("process", "no.mp4", "-m", "identity", "--debug", cwd=tmp_path)
     assert done.returncode == 1
