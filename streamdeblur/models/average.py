@@ -49,10 +49,11 @@ def average_checkpoints(
             scaled = value.double() * (part / sum(parts))
             total[name] = total[name] + scaled if name in total else scaled
     assert first is not None
+    written = ":".join(f"{part:g}" for part in parts)
     return {name: value.to(torch.bfloat16) for name, value in total.items()}, dataclasses.replace(
         first,
         training_data="; ".join(sources),
-        recipe=f"the mean of {len(paths)} checkpoints ({':'.join(f'{p:g}' for p in parts)}), the first by: {first.recipe}",
+        recipe=f"the mean of {len(paths)} checkpoints ({written}), the first by: {first.recipe}",
         score=None,
         score_note="",
         created_by="",
