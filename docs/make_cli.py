@@ -5,6 +5,7 @@ From click's parameters and not from its help text, whose layout differs from on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def reference() -> str:
         arguments = [p.name.upper() for p in command.params if isinstance(p, click.Argument) and p.name]
         options = [p for p in command.params if isinstance(p, click.Option) and p.name not in COMMON]
         usage = " ".join([name, *arguments, *(["[OPTIONS]"] if options else [])])
-        part = f"## `{name}`\n\n{command.help}\n\n```\n{usage}\n```\n"
+        text = inspect.cleandoc(command.help or "")
+        part = f"## `{name}`\n\n{text}\n\n```\n{usage}\n```\n"
         parts.append(part + (f"\n{rows(options)}" if options else ""))
     return "\n".join(parts)
 

@@ -203,7 +203,8 @@ def weights_average(
 ) -> None:
     """The mean of checkpoints that come from one another.
 
-    A fine-tuned network forgets a part of what it knew; its mean with the one it came from keeps most of both.
+    A fine-tuned network forgets a part of what it knew; its mean with the one it came from keeps most of both. Weights
+    are written in bf16, as training writes them.
     """
     console = _begin(debug)
     try:

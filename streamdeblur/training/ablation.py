@@ -6,6 +6,7 @@ the tables as ablation.json, ablation.csv and ablation.md. Started again, it goe
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -284,7 +285,12 @@ def _kept(folder: Path, row: Row) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as e:
         raise InputError(f"the result {path} can't be read: {e}", "remove it, and the row is scored again") from e
-    return values if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return None
+    with contextlib.suppress(KeyError, TypeError, ValueError):  # what is no recipe differs from any
+        # Keys that came after it was written had their defaults.
+        values["recipe"] = json.loads(Recipe.from_json(json.dumps(values["recipe"])).to_json())
+    return values
 
 
 def _finished(kept: dict[str, Any] | None, row: Row, recipe: Recipe, minutes: float) -> RowResult | None:

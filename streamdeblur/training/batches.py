@@ -98,6 +98,12 @@ class ShardBatches:
             raise UsageError(
                 f"crops in {self._files[0]} are {size} px, below the crop of {data.crop}", "prepare larger"
             )
+        if size < round(data.crop / data.zoom):
+            raise UsageError(
+                f"crops in {self._files[0]} are {size} px, a zoom of {data.zoom:g} of crops of {data.crop} needs "
+                f"{round(data.crop / data.zoom)}",
+                "prepare larger, or raise data.zoom",
+            )
         per_crop = 6 * size * size
         self._capacity = max(1, int(data.memory_gb * 2**30 / per_crop))
         if self.samples < data.batch * world:
@@ -192,7 +198,7 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """A step's batch: blurred and sharp, float32 (batch, 3, crop, crop) in [0, 1], channels_last, on ``device``.
 
-    Cuts at random, brings cuts of other sizes to one, flips, rotates by quarter turns, reorders channels, darkens, and replaces
+    Cuts at random, makes larger cuts smaller, flips, rotates by quarter turns, reorders channels, darkens, and replaces
     a share of the blurred crops by the sharp ones. Whatever ``data`` leaves out draws no random number.
     """
     crops = crops.to(device, non_blocking=True)
@@ -200,7 +206,7 @@ def augment(
     for number, crop in enumerate(crops, start=rank * data.batch):
         # By the number in the batch of all processes: two of them see what one with twice the batch would.
         rng = generator(seed, _AUGMENT, step, number)
-        side = _side(rng, data, crop.shape[-1]) if data.zoom != (1, 1) else data.crop
+        side = _side(rng, data) if data.zoom < 1 else data.crop
         y, x = rng.integers(0, crop.shape[-1] - side + 1, 2).tolist()
         horizontal, vertical, turns, sharp = rng.random(4).tolist()
         piece = crop[..., y : y + side, x : x + side]
@@ -220,15 +226,15 @@ def augment(
         piece = piece.to(torch.float32)
         if data.exposure < 1:
             piece = piece * float(rng.uniform(data.exposure, 1))
-        if side != data.crop:
+        if side > data.crop:
             piece = functional.interpolate(piece, size=(data.crop, data.crop), mode="bilinear", antialias=True)
         out.append(piece[1:].expand_as(piece) if sharp < data.sharp_share else piece)
-    batch = torch.stack(out).div_(255)
+    batch = torch.stack(out).div_(255).clamp_(max=1)  # what is made smaller rounds a little above white
     blur, sharp_side = batch.unbind(1)
     return tuple(t.contiguous(memory_format=torch.channels_last) for t in (blur, sharp_side))  # type: ignore[return-value]
 
 
-def _side(rng: np.random.Generator, data: Data, most: int) -> int:
-    """Side of a cut that is brought to ``data.crop``; half of them are left at their size."""
-    factor = float(rng.uniform(*data.zoom)) if rng.random() < 0.5 else 1.0
-    return min(round(data.crop / factor), most)
+def _side(rng: np.random.Generator, data: Data) -> int:
+    """Side of a cut that is made smaller to ``data.crop``; half of them are left at their size."""
+    factor = float(rng.uniform(data.zoom, 1)) if rng.random() < 0.5 else 1.0
+    return round(data.crop / factor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,7 +71,7 @@ class SampledBatches:
     def __init__(self, data: Data, *, seed: int, rank: int = 0, world: int = 1) -> None:
         self._data, self._rank, self._world = data, rank, world
         # Larger, where cuts are to be made smaller afterwards.
-        self._mixture = Mixture(data.sources, math.ceil(data.crop / min(data.zoom[0], 1)), seed)
+        self._mixture = Mixture(data.sources, round(data.crop / data.zoom), seed)
 
     @property
     def samples(self) -> int:

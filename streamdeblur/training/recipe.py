@@ -46,8 +46,8 @@ class Data:
 
     shards: prepared files or folders of them (``streamdeblur prepare``), or sources: crops made on the fly by
     ``workers`` processes. crop, batch: size and number of crops of one process's step. sharp_share: crops that are
-    given sharp, so that the network learns to leave sharp frames alone. zoom: half of the cuts are made smaller
-    or larger by a factor of this range, blur and all. channels: R, G, B in random order. exposure: both sides
+    given sharp, so that the network learns to leave sharp frames alone. zoom: half of the cuts are larger and made
+    smaller by a factor from ``zoom`` to 1, with their blur. channels: R, G, B in random order. exposure: both sides
     times a factor from ``exposure`` to 1. memory_gb: decoded crops held at a time.
     """
 
@@ -58,7 +58,7 @@ class Data:
     flips: Literal["none", "horizontal", "both"] = "horizontal"
     rotations: bool = False
     sharp_share: float = 0.0
-    zoom: tuple[float, float] = (1.0, 1.0)
+    zoom: float = 1.0
     channels: bool = False
     exposure: float = 1.0
     workers: int = 2
@@ -69,8 +69,7 @@ class Data:
         _check(self.crop >= 16 and self.crop % 4 == 0, f"crop {self.crop} is not a multiple of 4 of at least 16")
         _check(self.batch >= 1, f"batch {self.batch} is not at least 1")
         _check(0 <= self.sharp_share < 1, f"sharp_share {self.sharp_share:g} is not in 0..1")
-        low, high = self.zoom
-        _check(0.25 <= low <= high <= 4, f"zoom {low:g} to {high:g} is not a range within 0.25 to 4")
+        _check(0.1 <= self.zoom <= 1, f"zoom {self.zoom:g} is not in 0.1..1")
         _check(0 < self.exposure <= 1, f"exposure {self.exposure:g} is not above 0 and at most 1")
         _check(self.workers >= 0, f"workers {self.workers} is not at least 0")
         _check(self.memory_gb > 0, f"memory_gb {self.memory_gb:g} is not above 0")
@@ -258,7 +257,6 @@ class Recipe:
                     **{
                         **data,
                         "shards": tuple(data["shards"]),
-                        "zoom": tuple(data.get("zoom", (1.0, 1.0))),
                         "sources": tuple(Source(**s) for s in data["sources"]),
                     }
                 ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
 import time
@@ -162,7 +163,8 @@ class Trainer:
                 }
 
     def _say_changes(self, before: dict[str, Any]) -> None:
-        old = _flat(before)
+        # Keys that came after the state was written had their defaults.
+        old = _flat(json.loads(Recipe.from_json(json.dumps(before)).to_json()))
         for key, value in _flat(_plain(asdict(self.recipe))).items():
             if key in old and old[key] != value:
                 if self.world.main:
@@ -208,8 +210,10 @@ class Trainer:
             recipe=f"{self.step} steps of {r.data.batch * self.world.size} crops of {r.data.crop} px, "
             f"{r.optimizer.name}, peak learning rate {r.optimizer.lr:g}, {r.schedule.kind}, "
             f"MSFR weight {r.loss.msfr_weight:g}"
-            + f", averaged with decay {r.optimizer.ema:g}"
-            * bool(r.optimizer.ema),
+            + f", averaged with decay {r.optimizer.ema:g}" * bool(r.optimizer.ema)
+            + f", zoom {r.data.zoom:g}" * (r.data.zoom < 1)
+            + ", channels in any order" * r.data.channels
+            + f", exposure {r.data.exposure:g}" * (r.data.exposure < 1),
             score=None if scores is None else round(scores.score, 4),
             score_note=note,
             licence=r.licence,

@@ -37,14 +37,22 @@ def test_the_mean_by_shares(tmp_path: Path) -> None:
 
 def test_it_runs_and_tells_where_it_comes_from(tmp_path: Path) -> None:
     first = checkpoint(tmp_path / "a.safetensors", 1)
-    second = checkpoint(tmp_path / "b.safetensors", 2, training_data="parks", recipe="more steps", licence="other")
+    second = checkpoint(
+        tmp_path / "b.safetensors",
+        2,
+        training_data="parks",
+        recipe="more steps",
+        licence="other",
+        extra={"preview": "", "history": "rate 3"},
+    )
     mean, metadata = average_checkpoints([first, second], [3, 1])
     save_checkpoint(tmp_path / "mean.safetensors", mean, metadata)
     state, about = load_checkpoint(tmp_path / "mean.safetensors")
     MIMOUNet(CONFIG).load_state_dict(state)
-    assert (about.variant, about.config, about.licence, about.score) == ("tiny", CONFIG, "MIT", None)
+    assert (about.variant, about.config, about.licence, about.score) == ("tiny", CONFIG, "MIT; other", None)
+    assert about.extra == {"preview": "never validated", "history": "rate 3"}
     assert about.training_data == "streets; parks"
-    assert about.recipe == "the mean of 2 checkpoints (3:1), the first by: steps"
+    assert about.recipe == "the mean of 2 checkpoints (3:1): steps; more steps"
 
 
 def test_what_can_not_be_averaged(tmp_path: Path) -> None:
@@ -52,8 +60,8 @@ def test_what_can_not_be_averaged(tmp_path: Path) -> None:
     other = checkpoint(tmp_path / "b.safetensors", 1, MIMOUNetConfig(width=4, blocks=2))
     with pytest.raises(UsageError, match="1 checkpoint can't be averaged"):
         average_checkpoints([first])
-    for shares in ((1,), (1, 0), (1, -1), (1, float("nan")), (1, float("inf"))):
+    for shares in ((1,), (1, 0), (1, -1), (1, float("nan")), (1, float("inf")), (1e308, 1e308)):
         with pytest.raises(UsageError, match=r"shares .* are not 2 numbers above 0; give 1,1"):
             average_checkpoints([first, first], shares)
-    with pytest.raises(WeightsError, match=r"b\.safetensors is a network of another architecture than .*a\."):
+    with pytest.raises(WeightsError, match=r"b\.safetensors is another network than .*a\.safetensors: blocks 2 and 1"):
         average_checkpoints([first, other])

@@ -195,6 +195,12 @@ def test_a_study_goes_on_row_by_row(place: Path) -> None:
     assert len(begun) == 4
     go(load_study("a.yaml", ["steps=4"], rows=["sum"]))  # another budget is another result
     assert begun[4:] == ["sum"]
+    kept = json.loads((place / "s" / "sum.json").read_text())
+    del kept["recipe"]["data"]["zoom"]  # as it was written before the option came
+    (place / "s" / "sum.json").write_text(json.dumps(kept))
+    trained = (place / "s" / "sum" / "last.safetensors").stat().st_mtime_ns
+    go()
+    assert (place / "s" / "sum" / "last.safetensors").stat().st_mtime_ns == trained
     with pytest.raises(UsageError, match="holds row sum of a recipe with another optimizer"):
         go(load_study("a.yaml", ["optimizer.lr=1e-5"], rows=["sum"]))
     (place / "s" / "sum.json").write_text("{")

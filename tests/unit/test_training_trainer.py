@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -27,7 +28,7 @@ from streamdeblur.training.feeds import SampledBatches
 from streamdeblur.training.networks import Averaged, architecture, initial_network
 from streamdeblur.training.outcome import Outcome
 from streamdeblur.training.recipe import Data, Loss, Optimizer, Recipe, Schedule, Source, StateOptions, Validation
-from streamdeblur.training.state import load_state
+from streamdeblur.training.state import INDEX, load_state
 from streamdeblur.training.trainer import Trainer
 from streamdeblur.training.validation import Pairs, Scores, SetScore, psnr8, restore, validate
 from tests.training import TINY, pair, recipe, write_pairs, write_shards
@@ -245,6 +246,24 @@ def test_a_finished_run_does_nothing_more(shards: Path, tmp_path: Path) -> None:
     outcome = run(r, tmp_path)
     assert (outcome.step, outcome.finished) == (8, True)
     assert_equal(state(tmp_path), before)
+
+
+def test_an_option_newer_than_the_state_is_said_too(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    r = recipe(shards, schedule=Schedule(kind="constant"))
+    run(r, tmp_path)
+    index = tmp_path / "last" / INDEX
+    kept = json.loads(index.read_text(encoding="utf-8"))
+    for key in ("zoom", "channels", "exposure"):
+        del kept["values"]["recipe"]["data"][key]  # as it was written before they came
+    index.write_text(json.dumps(kept), encoding="utf-8")
+    run(replace(r, steps=9, data=replace(r.data, exposure=0.5)), tmp_path)
+    said = [x.getMessage() for x in caplog.records if x.levelno == logging.WARNING and "data." in x.getMessage()]
+    assert said == ["resumed with another data.exposure than before: 0.5, was 1.0"]
+    _, about = load_checkpoint(tmp_path / "last.safetensors")
+    assert about.extra["history"] == "data.exposure 1.0 until step 8"
+    assert about.recipe.endswith(", exposure 0.5")
 
 
 def test_changes_of_a_recipe_are_said_and_more_steps_go_on(

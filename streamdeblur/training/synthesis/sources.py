@@ -188,13 +188,13 @@ class PairsSource:
         if not isinstance(uniform, bool):
             raise UsageError(f"uniform {uniform!r} is not true or false", "give one of the two")
         self.path = Path(path)
-        self.name = f"pairs:{self.path.name}"
+        self.name = f"pairs:{self.path.name}" + (f"/{only}" if only != "*" else "")
         self._identity = _share("identity", identity)
         self._uniform = uniform
         self._cache: ArrayCache[npt.NDArray[np.uint8]] = ArrayCache(_bound(cache_mb))
         found = find_pairs(self.path, layout=layout, split=split)
         if not isinstance(only, str):
-            raise UsageError(f"only {only!r} is no pattern", "give text, for example GOPR0372*")
+            raise UsageError(f"only {only!r} is no pattern", "give text in quotes, for example 'GOPR0372*'")
         self._pairs = [pair for pair in found if fnmatchcase(pair.name, only)]
         if not self._pairs:
             raise InputError(f"no pair in {path} is called {only!r}", f"names are like {found[0].name!r}")
