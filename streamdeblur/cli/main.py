@@ -196,10 +196,17 @@ def _check_checkpoint_output(output: str, sources: Sequence[str], *, overwrite: 
 @click.argument("files", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, help="Checkpoint to write (.safetensors).")
 @click.option("--shares", help="One number for each file, for example 3,1. Default: equal.")
+@click.option("--data", multiple=True, help="Pairs to validate it on; may be repeated. Without, it is a preview.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @common
 def weights_average(
-    files: tuple[str, ...], output: str, shares: str | None, overwrite: bool, quiet: bool, debug: bool
+    files: tuple[str, ...],
+    output: str,
+    shares: str | None,
+    data: tuple[str, ...],
+    overwrite: bool,
+    quiet: bool,
+    debug: bool,
 ) -> None:
     """The mean of checkpoints that come from one another.
 
@@ -212,13 +219,14 @@ def weights_average(
     except ValueError:
         raise UsageError(f"shares {shares!r} are no numbers", "give one for each file, for example 3,1") from None
     _check_checkpoint_output(output, files, overwrite=overwrite)
-    from streamdeblur.models.average import average_checkpoints
     from streamdeblur.models.checkpoint import save_checkpoint
+    from streamdeblur.training.averaging import average
 
-    state, metadata = average_checkpoints(files, parts)
+    state, metadata = average(files, parts, data)
     save_checkpoint(output, state, metadata)
     if not quiet:
-        console.print(f"{output}: {metadata.variant}, the mean of {len(files)}", markup=False, highlight=False)
+        said = metadata.score_note or "never validated"
+        console.print(f"{output}: {metadata.variant}, the mean of {len(files)}; {said}", markup=False, highlight=False)
 
 
 @weights.command("show")

@@ -272,7 +272,7 @@ def _score(recipe: Recipe, folder: Path, device: str) -> Scores:
     net = network_from_state(metadata.config, {k: v.float() for k, v in weights.items()})
     place = resolve_device(device)
     dtype = resolve_precision(recipe.precision, place, net)
-    scores = validate(net.to(place).eval(), open_validation(recipe), place, dtype, sharp=False)
+    scores = validate(net.to(place).eval(), open_validation(recipe.validation.sets), place, dtype, sharp=False)
     assert scores is not None  # nobody stops it
     return scores
 

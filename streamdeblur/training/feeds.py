@@ -17,7 +17,7 @@ from streamdeblur.errors import StreamdeblurError
 from streamdeblur.training.batches import Batches, ShardBatches, generator
 from streamdeblur.training.codec import Picture
 from streamdeblur.training.pairs import find_pairs, read_pair
-from streamdeblur.training.recipe import Data, Recipe, Source
+from streamdeblur.training.recipe import Data, Recipe, Source, ValidationSet
 from streamdeblur.training.shards import SUFFIX, Shard
 from streamdeblur.training.synthesis.sources import CropSource, PairsSource, open_source
 from streamdeblur.training.validation import Pairs
@@ -129,9 +129,9 @@ def open_batches(recipe: Recipe, *, rank: int = 0, world: int = 1, device: torch
     return SampledBatches(recipe.data, seed=recipe.seed, rank=rank, world=world)
 
 
-def open_validation(recipe: Recipe) -> list[tuple[str, Pairs]]:
-    """The validation sets of a recipe: shards of whole images, or folders of pairs. Missing data is found here."""
-    return [(s.name, _pairs(Path(s.path), s.limit, s.layout)) for s in recipe.validation.sets]
+def open_validation(sets: Sequence[ValidationSet]) -> list[tuple[str, Pairs]]:
+    """Validation sets by name: shards of whole images, or folders of pairs. Missing data is found here."""
+    return [(s.name, _pairs(Path(s.path), s.limit, s.layout)) for s in sets]
 
 
 def _pairs(path: Path, limit: int, layout: str) -> Pairs:

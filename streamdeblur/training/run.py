@@ -49,7 +49,7 @@ def run_training(
                 recipe,
                 folder,
                 batches,
-                validation=open_validation(recipe),
+                validation=open_validation(recipe.validation.sets),
                 observers=[*own, *observers],
                 device=place,
             )

@@ -199,10 +199,6 @@ class Trainer:
 
     def _checkpoint(self, path: Path, scores: Scores | None) -> None:
         r = self.recipe
-        note = ""
-        if scores is not None:
-            note = "mean of " + ", ".join(f"{s.name} {s.restored:.2f} dB ({s.gain:+.2f})" for s in scores.sets)
-            note += "" if scores.sharp is None else f"; sharp images against themselves {scores.sharp:.2f} dB"
         metadata = Metadata(
             variant=r.model,
             config=self.net.config,
@@ -215,7 +211,7 @@ class Trainer:
             + ", channels in any order" * r.data.channels
             + f", exposure {r.data.exposure:g}" * (r.data.exposure < 1),
             score=None if scores is None else round(scores.score, 4),
-            score_note=note,
+            score_note="" if scores is None else scores.note,
             licence=r.licence,
             extra={
                 "preview": "never validated" if scores is None else scores.shortfall,

@@ -73,6 +73,12 @@ class Scores:
             harmed.append(f"sharp images keep {self.sharp:.1f} dB")
         return ", ".join(losing + harmed + little)
 
+    @property
+    def note(self) -> str:
+        """What a checkpoint says of its score."""
+        note = "mean of " + ", ".join(f"{s.name} {s.restored:.2f} dB ({s.gain:+.2f})" for s in self.sets)
+        return note + ("" if self.sharp is None else f"; sharp images against themselves {self.sharp:.2f} dB")
+
     def as_dict(self) -> dict[str, float]:
         values = {"score": self.score}
         for s in self.sets:

@@ -15,6 +15,7 @@ import pytest
 from streamdeblur import __version__, process_video
 from tests.clips import read_clip, read_packets, write_numbered_clip
 from tests.commands import command, environment, run
+from tests.training import write_pairs
 
 pytestmark = pytest.mark.integration
 
@@ -306,13 +307,26 @@ def test_weights_are_averaged(tmp_path: Path) -> None:
     for name, value in mean.items():
         assert value.allclose(0.75 * one[name] + 0.25 * two[name], rtol=0.01, atol=1e-5)
     source = write_numbered_clip(tmp_path / "a.mp4", 2, SIZE)
-    assert run("process", source, "-w", "mean.safetensors", cwd=tmp_path).returncode == 0
+    used = run("process", source, "-w", "mean.safetensors", cwd=tmp_path)
+    assert used.returncode == 0
+    assert "preview: never validated" in used.stderr
+    write_pairs(tmp_path / "streets")
+    write_pairs(tmp_path / "more" / "streets")
+    done = run("weights", "average", *files, "-o", "scored.safetensors", "--data", "streets", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    about = json.loads(run("weights", "show", "scored.safetensors", cwd=tmp_path).stdout)
+    assert about["score_note"].startswith("mean of streets ")
+    assert f"streets {about['score']:.2f} dB" in about["score_note"]
+    assert about["score_note"] in done.stderr.replace("\n", " ")
+    assert "never" not in about["extra"]["preview"]
     for arguments, code, said in (
         ((*files, "-o", "mean.safetensors"), 1, "mean.safetensors exists"),
         ((*files, "-o", "2.safetensors", "--overwrite"), 2, "is the source itself"),
         ((*files, "-o", "x.safetensors", "--shares", "much"), 2, "shares 'much' are no numbers"),
         (("1.safetensors", "no.safetensors", "-o", "x.safetensors"), 1, "there is no weights file no.safetensors"),
         (("1.safetensors", "-o", "x.safetensors"), 2, "1 checkpoint can't be averaged"),
+        ((*files, "-o", "x.safetensors", "--data", "no"), 1, "no"),
+        ((*files, "-o", "x.safetensors", "--data", "streets", "--data", "more/streets"), 2, "two sets of pairs"),
     ):
         failed = run("weights", "average", *arguments, cwd=tmp_path)
         assert failed.returncode == code
