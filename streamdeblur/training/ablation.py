@@ -24,15 +24,14 @@ from streamdeblur import interrupts
 from streamdeblur.config import load_yaml
 from streamdeblur.errors import ConfigError, InputError, OutputError, UsageError
 from streamdeblur.models.checkpoint import load_checkpoint
-from streamdeblur.models.mimo_unet import MIMOUNetConfig, network_from_state, parameter_shapes
-from streamdeblur.restore.engines import resolve_device, resolve_precision
+from streamdeblur.models.mimo_unet import MIMOUNetConfig, parameter_shapes
 from streamdeblur.training.config import apply_changes, parse
 from streamdeblur.training.feeds import open_validation
 from streamdeblur.training.networks import architecture
 from streamdeblur.training.outcome import Observer
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.run import run_training
-from streamdeblur.training.validation import Scores, validate
+from streamdeblur.training.validation import Scores, score_weights
 
 log = logging.getLogger(__name__)
 
@@ -269,12 +268,8 @@ def _count(config: MIMOUNetConfig) -> int:
 def _score(recipe: Recipe, folder: Path, device: str) -> Scores:
     """Of the weights that a run stopped with, which may never have been validated."""
     weights, metadata = load_checkpoint(folder / "last.safetensors")
-    net = network_from_state(metadata.config, {k: v.float() for k, v in weights.items()})
-    place = resolve_device(device)
-    dtype = resolve_precision(recipe.precision, place, net)
-    scores = validate(net.to(place).eval(), open_validation(recipe.validation.sets), place, dtype, sharp=False)
-    assert scores is not None  # nobody stops it
-    return scores
+    sets = open_validation(recipe.validation.sets)
+    return score_weights(weights, metadata.config, sets, device=device, precision=recipe.precision, sharp=False)
 
 
 def _kept(folder: Path, row: Row) -> dict[str, Any] | None:

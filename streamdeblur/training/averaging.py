@@ -9,11 +9,9 @@ from pathlib import Path
 from streamdeblur.errors import UsageError
 from streamdeblur.models.average import average_checkpoints
 from streamdeblur.models.checkpoint import Metadata, State
-from streamdeblur.models.mimo_unet import network_from_state
-from streamdeblur.restore.engines import resolve_device, resolve_precision
 from streamdeblur.training.feeds import open_validation
 from streamdeblur.training.recipe import ValidationSet
-from streamdeblur.training.validation import validate
+from streamdeblur.training.validation import score_weights
 
 
 def average(
@@ -32,10 +30,7 @@ def average(
     state, metadata = average_checkpoints(paths, shares)
     if not sets:
         return state, metadata
-    net = network_from_state(metadata.config, {name: value.float() for name, value in state.items()})
-    device = resolve_device("auto")
-    scores = validate(net.to(device), sets, device, resolve_precision("auto", device, net), sharp=True)
-    assert scores is not None  # nobody stops it
+    scores = score_weights(state, metadata.config, sets, device="auto", precision="auto", sharp=True)
     return state, dataclasses.replace(
         metadata,
         score=round(scores.score, 4),

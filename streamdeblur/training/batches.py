@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from streamdeblur.errors import InputError, StreamdeblurError, UsageError
 from streamdeblur.training.recipe import Data
@@ -98,10 +98,10 @@ class ShardBatches:
             raise UsageError(
                 f"crops in {self._files[0]} are {size} px, below the crop of {data.crop}", "prepare larger"
             )
-        if size < round(data.crop / data.zoom):
+        if size < data.widest:
             raise UsageError(
                 f"crops in {self._files[0]} are {size} px, a zoom of {data.zoom:g} of crops of {data.crop} needs "
-                f"{round(data.crop / data.zoom)}",
+                f"{data.widest}",
                 "prepare larger, or raise data.zoom",
             )
         per_crop = 6 * size * size
@@ -227,7 +227,7 @@ def augment(
         if data.exposure < 1:
             piece = piece * float(rng.uniform(data.exposure, 1))
         if side > data.crop:
-            piece = functional.interpolate(piece, size=(data.crop, data.crop), mode="bilinear", antialias=True)
+            piece = F.interpolate(piece, size=(data.crop, data.crop), mode="bilinear", antialias=True)
         out.append(piece[1:].expand_as(piece) if sharp < data.sharp_share else piece)
     batch = torch.stack(out).div_(255).clamp_(max=1)  # what is made smaller rounds a little above white
     blur, sharp_side = batch.unbind(1)

@@ -71,7 +71,7 @@ class SampledBatches:
     def __init__(self, data: Data, *, seed: int, rank: int = 0, world: int = 1) -> None:
         self._data, self._rank, self._world = data, rank, world
         # Larger, where cuts are to be made smaller afterwards.
-        self._mixture = Mixture(data.sources, round(data.crop / data.zoom), seed)
+        self._mixture = Mixture(data.sources, data.widest, seed)
 
     @property
     def samples(self) -> int:

@@ -74,6 +74,11 @@ class Data:
         _check(self.workers >= 0, f"workers {self.workers} is not at least 0")
         _check(self.memory_gb > 0, f"memory_gb {self.memory_gb:g} is not above 0")
 
+    @property
+    def widest(self) -> int:
+        """Side of the largest cut, in pixels: what a source has to give."""
+        return round(self.crop / self.zoom)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:

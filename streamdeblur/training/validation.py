@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streamdeblur.models.base import ResidualModel
+from streamdeblur.models.checkpoint import State
+from streamdeblur.models.mimo_unet import MIMOUNetConfig, network_from_state
+from streamdeblur.restore.engines import resolve_device, resolve_precision
 from streamdeblur.training.codec import Picture
 
 #: (name, blurred, sharp) of every pair of a set, RGB uint8 (H, W, 3).
@@ -102,6 +105,17 @@ def restore(net: ResidualModel, picture: Picture, device: torch.device, dtype: t
         delta: Tensor = net.residual(padded)
     result = (x + delta[..., :height, :width].float()).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
     return result[0].permute(1, 2, 0).cpu().numpy()
+
+
+def score_weights(
+    state: State, config: MIMOUNetConfig, sets: Sequence[tuple[str, Pairs]], *, device: str, precision: str, sharp: bool
+) -> Scores:
+    """``validate`` of a checkpoint's weights, on ``device`` and in ``precision`` (words as of the commands)."""
+    net = network_from_state(config, {name: value.float() for name, value in state.items()})
+    place = resolve_device(device)
+    scores = validate(net.to(place), sets, place, resolve_precision(precision, place, net), sharp=sharp)
+    assert scores is not None  # nobody stops it
+    return scores
 
 
 @torch.no_grad()
