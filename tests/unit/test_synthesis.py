@@ -200,6 +200,25 @@ def test_rolls_are_among_the_random_trajectories() -> None:
     assert sum(t > math.radians(3) for t in turns) >= 8
 
 
+def bend(path: shake.Trajectory) -> float:
+    """How far a motion is from one at constant speed, as a share of its length."""
+    way = path.parameters[:, :2]
+    straight = np.linspace(0, 1, len(way))[:, None] * (way[-1] - way[0]) + way[0]
+    return float(np.abs(way - straight).max() / np.ptp(way, axis=0).max())
+
+
+def test_without_tremble_a_camera_moves_at_constant_speed() -> None:
+    box, pan = (500, 220, 256, 256), (1.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    for seed in range(8):
+        paths = [
+            shake.draw_trajectory(rng(seed), (1280, 720), box, 30.0, weights=pan, tremble=t) for t in (0.0, 0.3, 1.0)
+        ]
+        still, some, hand = map(bend, paths)
+        assert still < 1e-9
+        assert 1e-3 < some < hand
+        assert all(28 < path.extent(box) < 31 for path in paths)
+
+
 def test_a_steady_pan_is_the_mean_of_shifted_pictures() -> None:
     picture = leaves(80, 120)
     light = to_linear(picture, "srgb")

@@ -229,6 +229,7 @@ def test_photographs_smaller_than_a_crop_are_refused(data: Path) -> None:
         ("stills", {"identity": "much"}, "identity 'much' is no share"),
         ("stills", {"cache_mb": "1"}, "cache_mb '1' is no size"),
         ("stills", {"extent": "4-48"}, "extent '4-48' is no range"),
+        ("stills", {"tremble": [0, 2]}, r"tremble \[0, 2\] is no range"),
         ("stills", {"lights": None}, "lights None is no share"),
         ("stills", {"responses": "srgb"}, "responses 'srgb' are no shares"),
         ("stills", {"degradation": {"fog": 1}}, "degradation 'fog' is unknown; use noise, demosaic, jpeg, h264"),

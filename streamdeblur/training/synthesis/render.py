@@ -94,14 +94,15 @@ def expose_still(
     gain: float = 1.0,
     lights: int = 0,
     foreground: Picture | None = None,
+    tremble: float = 1.0,
 ) -> tuple[Floats, Picture]:
     """(blurred in linear light, sharp uint8) of ``box``, a part of ``photo`` made smaller by ``scale``.
 
     extent: length of the blur in pixels; less where the box lies too near the picture's rim. foreground: a picture of
-    which a random blob moves in front by a trajectory of its own.
+    which a random blob moves in front by a trajectory of its own. tremble: of ``shake.draw_trajectory``.
     """
     size = (int(photo.shape[1] * scale), int(photo.shape[0] * scale))
-    path = shake.fit(shake.draw_trajectory(rng, size, box, extent), box, size)
+    path = shake.fit(shake.draw_trajectory(rng, size, box, extent, tremble=tremble), box, size)
     left, top, right, bottom = shake.reach(path, box)
     coded = scaled_region(photo, (left, top, right, bottom), scale)
     still = lift_highlights(to_linear(coded, response), gain)
@@ -109,7 +110,7 @@ def expose_still(
         still = shake.add_lights(rng, still, lights)
     layers = []
     if foreground is not None:
-        layers.append(_draw_layer(rng, foreground, box, size, extent, response, gain))
+        layers.append(_draw_layer(rng, foreground, box, size, extent, response, gain, tremble))
     blurred, sharp = shake.expose(still, (left, top), box, path, layers)
     if lights or layers or gain > 1:
         return blurred, to_coded(sharp, response)
@@ -125,6 +126,7 @@ def _draw_layer(
     extent: float,
     response: Response,
     gain: float,
+    tremble: float,
 ) -> shake.Layer:
     left, top, width, height = box
     w = min(int(rng.uniform(0.3, 0.95) * width), picture.shape[1])
@@ -144,6 +146,6 @@ def _draw_layer(
     around: shake.Box = (place[0], place[1], w, h)
     # often of the background's strength, sometimes still before a moving background (a camera that follows it)
     own = 0.0 if rng.random() < 0.2 else extent * float(rng.uniform(0.3, 1.5))
-    path = shake.draw_trajectory(rng, size, around, own)
+    path = shake.draw_trajectory(rng, size, around, own, tremble=tremble)
     path = shake.Trajectory(path.parameters, (place[0] + w / 2, place[1] + h / 2))
     return shake.Layer(np.asarray(pixels, np.float32), place, path)

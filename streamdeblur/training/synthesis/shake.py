@@ -102,17 +102,17 @@ class Trajectory:
         return min(max(needed, 2), _MOST) | 1
 
 
-def _velocity(rng: np.random.Generator) -> Matrix:
-    """(_GRID, 6): a steady part, a smooth random one, and jerks, each column of unit size."""
+def _velocity(rng: np.random.Generator, tremble: float) -> Matrix:
+    """(_GRID, 6): a steady part, a smooth random one, and jerks, each column of unit size but for ``tremble``."""
     steady = rng.normal(size=6)
     noise = rng.normal(size=(_GRID, 6))
     sigma = float(rng.uniform(6, 40))
     smooth = np.asarray(cv2.GaussianBlur(noise, (1, 0), sigmaX=0.1, sigmaY=sigma, borderType=cv2.BORDER_REFLECT))
-    velocity = steady + smooth / np.maximum(smooth.std(axis=0), 1e-9) * rng.uniform(0.1, 1.2)
+    velocity = steady + smooth / np.maximum(smooth.std(axis=0), 1e-9) * rng.uniform(0.1, 1.2) * tremble
     for _ in range(int(rng.poisson(0.5))):
         # a jerk: the hand hits something and moves on otherwise
         at = int(rng.integers(_GRID // 6, _GRID - _GRID // 6))
-        velocity[at:] += rng.normal(size=6) * 1.2
+        velocity[at:] += rng.normal(size=6) * 1.2 * tremble
     return np.asarray(velocity, np.float64)
 
 
@@ -123,12 +123,14 @@ def draw_trajectory(
     extent: float,
     *,
     weights: Sequence[float] | None = None,
+    tremble: float = 1.0,
 ) -> Trajectory:
     """A random trajectory whose blur in ``box`` is ``extent`` pixels long where it is longest.
 
     size: (width, height) of the still, about whose centre (more or less) the camera turns. weights: six sizes of
     translation x, y, rotation, zoom, perspective x, y; default: one of several kinds of motion, pans and rolls among
-    them. Rotation is limited to 14 degrees, so that boxes at the centre of a pure roll get less than ``extent``.
+    them. tremble: size of what is not steady in it; 0 is a motion at constant speed, as a short exposure sees it.
+    Rotation is limited to 14 degrees, so that boxes at the centre of a pure roll get less than ``extent``.
     """
     shares = np.array([share for share, _ in _KINDS])
     kind = _KINDS[int(rng.choice(len(_KINDS), p=shares / shares.sum()))][1]
@@ -136,7 +138,7 @@ def draw_trajectory(
     width, height = size
     rim = 0.5 * math.hypot(width, height)
     units = np.array([1, 1, 1 / rim, 1 / rim, 1 / rim**2, 1 / rim**2])
-    parameters = np.cumsum(_velocity(rng), axis=0) * (chosen * units / _GRID)
+    parameters = np.cumsum(_velocity(rng, tremble), axis=0) * (chosen * units / _GRID)
     parameters -= parameters[_MIDDLE].copy()
     wander = rng.normal(size=2) * (0.12 * width, 0.12 * height)
     path = Trajectory(parameters, ((width - 1) / 2 + float(wander[0]), (height - 1) / 2 + float(wander[1])))

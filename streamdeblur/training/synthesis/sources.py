@@ -379,7 +379,8 @@ class StillsSource(_Synthesizer):
     """Camera shake, moving foreground and highlights on photographs: a folder of them (folders inside it too).
 
     extent: range of the blur's length in pixels. scale: range of the factor by which photographs are made smaller
-    first, for other textures and sharper edges. foreground, highlights, lights: how probable each is.
+    first, for other textures and sharper edges. foreground, highlights, lights: how probable each is. tremble: range
+    that is drawn from for how unsteady the camera is (0: constant speed, as in a short exposure; 1: a hand, with jerks).
     """
 
     kind = "stills"
@@ -393,6 +394,7 @@ class StillsSource(_Synthesizer):
         foreground: float = 0.35,
         highlights: float = 0.4,
         lights: float = 0.08,
+        tremble: tuple[float, float] = (1.0, 1.0),
         **options: Any,
     ) -> None:
         super().__init__(path, **options)
@@ -403,6 +405,7 @@ class StillsSource(_Synthesizer):
         self._foreground = _share("foreground", foreground)
         self._highlights = _share("highlights", highlights)
         self._lights = _share("lights", lights)
+        self._tremble = _span("tremble", tremble, "give 0 <= MIN <= MAX <= 1", 1)
         self._photos = list_pictures(self.path)
 
     def _pair(self, rng: np.random.Generator, size: int) -> Crop:
@@ -419,12 +422,17 @@ class StillsSource(_Synthesizer):
             gain=math.exp(rng.uniform(0, math.log(10))) if rng.random() < self._highlights else 1.0,
             lights=int(rng.integers(1, 12)) if rng.random() < self._lights else 0,
             foreground=self._photo(rng) if rng.random() < self._foreground else None,
+            tremble=self._unsteady(rng),
         )
         return degrade(linear, response, draw_damage(rng, self._degradation)), sharp
 
     def _sharp(self, rng: np.random.Generator, size: int) -> Picture:
         photo, scale, (left, top) = self._draw(rng, size, margin=0)
         return scaled_region(photo, (left, top, left + size, top + size), scale)
+
+    def _unsteady(self, rng: np.random.Generator) -> float:
+        low, high = self._tremble
+        return float(rng.uniform(low, high)) if low < high else low  # one value draws nothing: seeds keep their bytes
 
     def _photo(self, rng: np.random.Generator) -> Picture:
         return self._picture(self._photos[int(rng.integers(len(self._photos)))])
