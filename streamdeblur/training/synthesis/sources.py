@@ -380,7 +380,7 @@ class StillsSource(_Synthesizer):
 
     extent: range of the blur's length in pixels. scale: range of the factor by which photographs are made smaller
     first, for other textures and sharper edges. foreground, highlights, lights: how probable each is. tremble: range
-    that is drawn from for how unsteady the camera is (0: constant speed, as in a short exposure; 1: a hand, with jerks).
+    of how unsteady the camera is: 0 is constant speed, as in a short exposure, 1 a hand with jerks.
     """
 
     kind = "stills"
