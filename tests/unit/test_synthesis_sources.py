@@ -13,11 +13,13 @@ import numpy.typing as npt
 import pytest
 
 from streamdeblur.errors import InputError, StreamdeblurError, UnreadableInput, UsageError
+from streamdeblur.training.synthesis import render
 from streamdeblur.training.synthesis.cache import ArrayCache
 from streamdeblur.training.synthesis.degrade import CLEAN, Degradation
 from streamdeblur.training.synthesis.footage import find_sequences, list_pictures
 from streamdeblur.training.synthesis.options import SynthesizeOptions
 from streamdeblur.training.synthesis.preview import sheet
+from streamdeblur.training.synthesis.shake import Trajectory
 from streamdeblur.training.synthesis.sources import CropSource, Kind, PairsSource, open_source
 
 Picture = npt.NDArray[np.uint8]
@@ -208,6 +210,35 @@ def test_lists_will_do_for_ranges(data: Path) -> None:
         listed = open_source(kind, data / kind, **{name: [5, 9]}).sample(np.random.default_rng(0), 48)  # type: ignore[arg-type]
         given = open_source(kind, data / kind, **{name: (5, 9)}).sample(np.random.default_rng(0), 48)  # type: ignore[arg-type]
         assert np.array_equal(listed[0], given[0])
+
+
+@pytest.mark.parametrize("foreground", [0, 1])
+def test_tremble_changes_the_motion_and_nothing_else(data: Path, foreground: float) -> None:
+    def crop(**more: object) -> tuple[Picture, Picture]:
+        calm = dict.fromkeys(("identity", "highlights", "lights"), 0)
+        more |= {"degradation": CLEAN, "foreground": foreground, "scale": (1, 1)}
+        source = open_source("stills", data / "stills", **calm, **more)
+        return source.sample(np.random.default_rng(3), 48)
+
+    usual, hand, steady = crop(), crop(tremble=[1, 1]), crop(tremble=[0, 0])
+    assert np.array_equal(usual[0], hand[0])  # seeds keep their bytes
+    assert np.array_equal(usual[1], hand[1])
+    assert not np.array_equal(usual[0], steady[0])
+    if not foreground:
+        assert np.array_equal(usual[1], steady[1])
+
+
+def test_what_moves_in_front_is_as_steady_as_the_camera() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (200, 220, 3), dtype=np.uint8)
+
+    def layer(tremble: float) -> Trajectory:
+        rng = np.random.default_rng(8)
+        return render._draw_layer(rng, picture, (60, 60, 64, 64), (220, 200), 20.0, "none", 1.0, tremble).path
+
+    steady, hand = (np.diff(layer(t).parameters, axis=0) for t in (0.0, 1.0))
+    assert np.allclose(steady, steady[0], atol=1e-9)
+    assert np.ptp(steady) > 0
+    assert not np.allclose(hand, hand[0], atol=1e-4)
 
 
 def test_photographs_smaller_than_a_crop_are_refused(data: Path) -> None:
