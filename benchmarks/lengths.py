@@ -6,7 +6,7 @@ SHARP: folders of sharp pictures that no model was trained on, folders in them i
 constant speed, in three directions, as a panning camera would, with no noise and no compression. For each length: the
 PSNR of the smeared picture, and what each model adds to it (in dB, mean of pictures and directions; and the least).
 
---response: of the camera: none averages code values, as GoPro's pairs do; srgb and gamma average light, as cameras do.
+--response: of the camera: none averages code values, as GoPro's test set; srgb and gamma average light, as cameras do.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(a: argparse.Namespace) -> None:
         found = [gains[length, m.name] for m in models]
         cells = [f"{np.mean(g):+.2f} dB (least {min(g):+.2f})" for g in found]
         rows.append([f"{length:g} px", f"{np.mean(blurry[length]):.2f} dB", *cells])
-    print(*(f"{name} {value}" for name, value in machine(torch.device("cpu")).items()), sep=" · ")
+    print(" · ".join(f"{k} {v}" for k, v in machine(torch.device("cpu")).items()))
     print(f"{len(paths)} pictures, {len(ANGLES)} directions, response {a.response}")
     print(table(["blur", "blurry", *(f"{m.name}, {m.precision}" for m in models)], rows))
 
