@@ -102,7 +102,7 @@ class RestoreOptions(StrictModel):
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto", description="Arithmetic of the network; int8 with OpenVINO."
     )
-    engine: Literal["auto", "eager", "fused", "compile", "openvino", "onnx", "cuda-graphs"] = Field(
+    engine: Literal["auto", "eager", "fused", "winograd", "compile", "openvino", "onnx", "cuda-graphs"] = Field(
         "auto", description="What runs the network. auto: the fastest that is there and computes what it should."
     )
     tiling: Literal["auto", "exact", "fast", "whole"] = Field(

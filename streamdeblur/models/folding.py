@@ -10,7 +10,8 @@ On two cores with AMX this takes 0.6 of the time of eager mode in bf16, with not
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,20 +44,35 @@ def can_fold(model: nn.Module, dtype: torch.dtype) -> bool:
     )
 
 
-def fold(model: ResidualModel, dtype: torch.dtype) -> ResidualModel:
+class Convolution(Protocol):
+    """A convolution and what follows it; tensors (N, C, H, W) in channels_last, of the network's type."""
+
+    def __call__(self, x: Tensor, *, relu: bool = False, out: Tensor | None = None) -> Tensor:
+        """The convolution of ``x``; ``out``, of the size of the result, may be written over and returned."""
+
+    def add_to(self, other: Tensor, x: Tensor, *, relu: bool = False) -> Tensor:
+        """``other`` plus the convolution of ``x``, written over ``other``."""
+
+
+#: (weight, bias, stride) -> what computes this convolution, None to leave it to oneDNN.
+Maker = Callable[[Tensor, Tensor | None, int], Convolution | None]
+
+
+def fold(model: ResidualModel, dtype: torch.dtype, maker: Maker | None = None) -> ResidualModel:
     """A network for inference on the CPU that equals ``model`` but for rounding; it copies the weights.
 
-    It takes and gives (N, 3, H, W) of ``dtype`` (float32 or bfloat16). Raises ValueError where ``can_fold`` says no.
+    It takes and gives (N, 3, H, W) of ``dtype`` (float32 or bfloat16). maker: other ways than oneDNN's for
+    convolutions that are not transposed. Raises ValueError where ``can_fold`` says no.
     """
     if not can_fold(model, dtype):
         raise ValueError(f"no fused {dtype} convolutions for {type(model).__name__} here")
     if isinstance(model, SelfEnsemble):
-        return SelfEnsemble(fold(model.net, dtype), model.transforms)
-    return FoldedMIMOUNet(cast(MIMOUNet, model), dtype)
+        return SelfEnsemble(fold(model.net, dtype, maker), model.transforms)
+    return FoldedMIMOUNet(cast(MIMOUNet, model), dtype, maker)
 
 
 class _Conv:
-    """A convolution with packed weights, and what follows it."""
+    """A convolution with packed weights, by oneDNN."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, stride: int = 1) -> None:
         pad = weight.shape[-1] // 2
@@ -65,13 +81,12 @@ class _Conv:
         plain = weight.detach().to(dtype).contiguous()
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.where)
 
-    def __call__(self, x: Tensor, *, relu: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, *, relu: bool = False, out: Tensor | None = None) -> Tensor:
         unary = "relu" if relu else "none"
         y = torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.where, unary, [], "")
         return cast(Tensor, y)
 
     def add_to(self, other: Tensor, x: Tensor, *, relu: bool = False) -> Tensor:
-        """``other`` plus the convolution of ``x``, written over ``other``."""
         arguments: tuple[Any, ...] = ("add", None, "relu" if relu else None, [], "")
         y = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, self.weight, self.bias, *self.where, *arguments)
         return cast(Tensor, y)
@@ -98,29 +113,33 @@ def _subsample(x: Tensor, step: int) -> Tensor:
 class FoldedMIMOUNet(ResidualModel):
     """See ``fold``. In inference mode only; several threads may call it."""
 
-    def __init__(self, net: MIMOUNet, dtype: torch.dtype) -> None:
+    def __init__(self, net: MIMOUNet, dtype: torch.dtype, maker: Maker | None = None) -> None:
         super().__init__()
         self.config = config = net.config
         self.size_multiple = net.size_multiple
         self.dtype = dtype
 
-        def conv(module: nn.Conv2d) -> _Conv:
-            return _Conv(module.weight, module.bias, dtype, int(module.stride[0]))
+        def make(weight: Tensor, bias: Tensor | None, stride: int = 1) -> Convolution:
+            made = maker(weight, bias, stride) if maker is not None else None
+            return made if made is not None else _Conv(weight, bias, dtype, stride)
 
-        def split(module: nn.Conv2d, channels: tuple[int, ...], biased: int = 0) -> list[_Conv]:
+        def conv(module: nn.Conv2d) -> Convolution:
+            return make(module.weight, module.bias, int(module.stride[0]))
+
+        def split(module: nn.Conv2d, channels: tuple[int, ...], biased: int = 0) -> list[Convolution]:
             """One convolution for each part of a concatenation, the bias with one of them."""
             parts = module.weight.split(channels, 1)
-            return [_Conv(w, module.bias if i == biased else None, dtype) for i, w in enumerate(parts)]
+            return [make(w, module.bias if i == biased else None) for i, w in enumerate(parts)]
 
-        def blocks(sequence: nn.Sequential) -> list[tuple[_Conv, _Conv]]:
+        def blocks(sequence: nn.Sequential) -> list[tuple[Convolution, Convolution]]:
             pairs: list[Any] = list(sequence)
             return [(conv(block.conv1), conv(block.conv2)) for block in pairs]
 
-        def scm(module: SCM) -> tuple[list[_Conv], list[_Conv]]:
+        def scm(module: SCM) -> tuple[list[Convolution], list[Convolution]]:
             layers = [conv(m) for m in (module.conv1, module.conv2, module.conv3, module.conv4)]
             return layers, split(module.mix, (3, module.mix.in_channels - 3))
 
-        def fusion(module: nn.Module) -> list[_Conv]:
+        def fusion(module: nn.Module) -> list[Convolution]:
             if isinstance(module, FAM):
                 return [conv(module.conv)]
             if isinstance(module, ConcatFusion):
@@ -128,7 +147,7 @@ class FoldedMIMOUNet(ResidualModel):
                 return split(module.conv, (half, half))
             return []
 
-        def aff(module: AFF) -> tuple[list[_Conv], _Conv]:
+        def aff(module: AFF) -> tuple[list[Convolution], Convolution]:
             return split(module.mix, module.channels, module.level - 1), conv(module.conv)
 
         c1, c2 = config.width, 2 * config.width
@@ -188,12 +207,14 @@ class FoldedMIMOUNet(ResidualModel):
         return conv(of2.add_to(both, e2, relu=True))
 
     @staticmethod
-    def _merge(parts: list[_Conv], enlarged: Tensor, skip: Tensor) -> Tensor:
+    def _merge(parts: list[Convolution], enlarged: Tensor, skip: Tensor) -> Tensor:
         return parts[1].add_to(parts[0](enlarged), skip, relu=True)
 
 
-def _blocks(layers: list[tuple[_Conv, _Conv]], x: Tensor) -> Tensor:
+def _blocks(layers: list[tuple[Convolution, Convolution]], x: Tensor) -> Tensor:
     """Residual blocks; ``x`` is written over."""
+    between: Tensor | None = None
     for first, second in layers:
-        x = second.add_to(x, first(x, relu=True))
+        between = first(x, relu=True, out=between)
+        x = second.add_to(x, between)
     return x

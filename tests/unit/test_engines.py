@@ -155,7 +155,10 @@ def test_models_without_weights_stay_on_eager_mode(model: str, own_cache: Path) 
 
 
 @needs_onednn
-def test_auto_on_a_cpu_starts_at_once_and_takes_openvino_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiler", [False, True])
+def test_auto_on_a_cpu_starts_at_once_and_takes_openvino_only_where_it_pays(
+    compiler: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried: list[str] = []
 
     def refuse(way: choose._Way, *rest: object) -> str:
@@ -164,6 +167,8 @@ def test_auto_on_a_cpu_starts_at_once_and_takes_openvino_only_where_it_pays(monk
 
     monkeypatch.setattr(choose, "_try", refuse)
     monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(choose.kernels, "find_compiler", lambda: "c++" if compiler else None)
+    monkeypatch.setattr(choose.kernels, "_compiler_version", lambda name: name)
     import streamdeblur.restore.engines.openvino as ov
 
     monkeypatch.setattr(ov, "version", lambda: "1")
@@ -177,8 +182,8 @@ def test_auto_on_a_cpu_starts_at_once_and_takes_openvino_only_where_it_pays(monk
     ):
         ready = known
         tried.clear()
-        assert facts(build_engine(network(), device=CPU, flop=flop)).name == "eager"
-        assert tried == expected
+        assert facts(build_engine(network(), device=CPU, precision="fp32", flop=flop)).name == "eager"
+        assert tried == ["winograd"] * compiler + expected
 
 
 @needs_onednn

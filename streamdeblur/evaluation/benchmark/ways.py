@@ -111,7 +111,7 @@ def check_engine(word: str) -> str:
 def engines_for(device: torch.device) -> list[str]:
     """The words of ``ENGINES`` that may run on such a device, whatever is installed."""
     only = {
-        "cpu": {"eager", "fused", "compile", "openvino", "onnx"},
+        "cpu": {"eager", "fused", "winograd", "compile", "openvino", "onnx"},
         "cuda": {"eager", "compile", "onnx", "cuda-graphs"},
     }
     return [word for word in ENGINES if word in only.get(device.type, {"eager"})]

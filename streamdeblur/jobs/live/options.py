@@ -73,7 +73,9 @@ class LiveOptions(DetectOptions, PreviewOptions):
     weights: str | None = _same("weights")
     device: str = _same("device")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _same("precision")
-    engine: Literal["auto", "eager", "fused", "compile", "openvino", "onnx", "cuda-graphs"] = _same("engine")
+    engine: Literal["auto", "eager", "fused", "winograd", "compile", "openvino", "onnx", "cuda-graphs"] = _same(
+        "engine"
+    )
     tiling: Literal["auto", "exact", "fast", "whole"] = _same("tiling")
     memory: str | None = _same("memory")
     threads: int | None = _same("threads")

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from streamdeblur import heap
-from streamdeblur.errors import StreamdeblurError, UsageError
+from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError
 from streamdeblur.models.base import ResidualModel
 from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.folding import can_fold
 from streamdeblur.models.trial import fingerprint
+from streamdeblur.restore.engines import kernels
 from streamdeblur.restore.engines.devices import PRECISIONS, resolve_precision
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.protocol import ENGINES, Engine, facts, share
@@ -55,9 +56,9 @@ def build_engine(
 
     Each engine but eager mode is compared with eager fp32 when it is first used on a machine (``Trials``); one that
     computes something else gives way to the next, with a warning. "auto" takes for networks on CUDA: cuda-graphs; on a
-    CPU: openvino where it is installed and prepared or worth preparing, else fused; the process then keeps the memory
-    that it frees (``heap``). Models without weights run in eager mode. Raises UsageError for unknown or impossible
-    words, DeviceError for what this machine lacks.
+    CPU in fp32: winograd where there is a C++ compiler; on a CPU else: openvino where it is installed and prepared or
+    worth preparing, else fused; the process then keeps the memory that it frees (``heap``). Models without weights run
+    in eager mode. Raises UsageError for unknown or impossible words, DeviceError for what this machine lacks.
     """
     began = time.perf_counter()
     if engine != "auto" and engine not in ENGINES:
@@ -144,6 +145,12 @@ def _ways(
         from streamdeblur.restore.engines import onnx
 
         return [_Way("onnx", "fp32", onnx.version()), _Way("eager", "fp32")]
+    if engine == "winograd":
+        if precision not in ("auto", "fp32"):
+            raise UsageError(f"engine winograd runs in fp32, not {precision}", "leave --precision out")
+        if device.type != "cpu" or not can_fold(model, torch.float32):
+            raise UsageError(f"engine winograd does not run this network on {device}", "take --engine auto or eager")
+        return [_Way("winograd", "fp32", kernels.version()), _Way("eager", "fp32")]
     dtype = resolve_precision(precision, device, model)
     kind = _word(dtype)
     last = _Way("eager", kind)
@@ -170,6 +177,11 @@ def _ways(
     if device.type != "cpu":
         return [last]
     found = []
+    if kind == "fp32" and can_fold(model, dtype):
+        try:
+            found.append(_Way("winograd", kind, kernels.version()))
+        except DeviceError:
+            log.debug("no kernels of our own", exc_info=True)
     if kind in ("fp32", "bf16") and importlib.util.find_spec("openvino") is not None:
         from streamdeblur.restore.engines import openvino
 
@@ -207,6 +219,12 @@ def _fused(model: ResidualModel, device: torch.device, precision: str) -> Engine
     return FusedEngine(model, PRECISIONS[precision])
 
 
+def _winograd(model: ResidualModel, device: torch.device, precision: str) -> Engine:
+    from streamdeblur.restore.engines.winograd import WinogradEngine
+
+    return WinogradEngine(model)
+
+
 def _compiled(model: ResidualModel, device: torch.device, precision: str) -> Engine:
     from streamdeblur.restore.engines.compiled import CompiledEngine
 
@@ -233,6 +251,7 @@ def _cuda_graphs(model: ResidualModel, device: torch.device, precision: str) -> 
 
 _MAKERS: dict[str, Callable[[ResidualModel, torch.device, str], Engine]] = {
     "fused": _fused,
+    "winograd": _winograd,
     "compile": _compiled,
     "openvino": _openvino,
     "onnx": _onnx,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 import time
 
 import torch
@@ -15,6 +14,7 @@ from streamdeblur.models.base import ResidualModel
 from streamdeblur.restore.engines import cache
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.fused import CPU_TILE
+from streamdeblur.restore.engines.kernels import find_compiler
 from streamdeblur.restore.memory import ACCELERATOR_TILE
 
 
@@ -62,8 +62,7 @@ def require_compiler(device: torch.device) -> None:
         if not has_triton():
             raise DeviceError("torch.compile on CUDA needs Triton", "pip install triton, or take --engine auto")
     elif device.type == "cpu":
-        compiler = os.environ.get("CXX") or "g++"
-        if not any(shutil.which(name) for name in (compiler, "g++", "clang++", "c++")):
+        if find_compiler() is None:
             raise DeviceError("torch.compile needs a C++ compiler", "install g++, or take --engine auto")
     else:
         raise DeviceError(f"torch.compile is not used on {device.type}", "take --engine auto")

@@ -44,8 +44,11 @@ class FusedEngine:
         self.receptive_radius = model.receptive_radius
         self.bytes_per_pixel = activation_bytes(model, dtype)
         with torch.inference_mode():
-            self._model = fold(model, dtype).eval()
+            self._model = self._fold(model).eval()
         self.prepare_seconds = time.perf_counter() - began
+
+    def _fold(self, model: ResidualModel) -> ResidualModel:
+        return fold(model, self.dtype)
 
     def share(self) -> int:
         """Several threads will call at once, each of them with its share of PyTorch's threads; how many gain by that.

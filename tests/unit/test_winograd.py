@@ -1,0 +1,271 @@
+"""Engine winograd: its convolutions are those of the definition, at every size and beside every edge; what it does
+where there is no compiler, a broken one, or no cache."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamdeblur.errors import DeviceError, UsageError
+from streamdeblur.models import MIMOUNet, MIMOUNetConfig, SelfEnsemble
+from streamdeblur.models.folding import can_fold
+from streamdeblur.models.random_weights import random_state
+from streamdeblur.models.trial import noise, pictures
+from streamdeblur.restore.engines import build_engine, facts, kernels
+from streamdeblur.restore.engines.winograd import WinogradConv, WinogradEngine
+
+CPU = torch.device("cpu")
+#: Channels of whole vectors on every CPU: 16, 32, 64.
+CONFIG = MIMOUNetConfig(width=16, blocks=1)
+#: What rounding makes at most, where inputs and results are of the size of 1; another tap would make some 0.1.
+LITTLE = 2e-4
+
+pytestmark = pytest.mark.skipif(
+    kernels.find_compiler() is None or not can_fold(MIMOUNet(CONFIG), torch.float32),
+    reason="there is no C++ compiler, or this PyTorch has no oneDNN operations",
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "cache"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path / "cache"
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Nothing of this process is remembered: kernels are looked for again, and again by the next test."""
+    kernels.library.cache_clear()
+    kernels._compiler_version.cache_clear()
+    yield
+    kernels.library.cache_clear()
+    kernels._compiler_version.cache_clear()
+
+
+def network(config: MIMOUNetConfig = CONFIG) -> MIMOUNet:
+    net = MIMOUNet(config)
+    net.load_state_dict(random_state(config, 0))
+    return net.eval().requires_grad_(False)
+
+
+def tensor(*shape: int, seed: int = 0) -> Tensor:
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
+
+
+def definition(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 4, 5, 8, 11])
+@pytest.mark.parametrize("width", [1, 3, 4, 6, 9, 99, 214])
+def test_every_size_gives_the_convolution(height: int, width: int) -> None:
+    weight, bias = tensor(32, 16, 3, 3, seed=1) / 12, tensor(32, seed=2)
+    layer = WinogradConv(weight, bias)
+    x = tensor(2, 16, height, width)
+    want = definition(x, weight, bias)
+    assert (layer(x) - want).abs().max() < LITTLE
+    assert (layer(x, relu=True) - want.relu()).abs().max() < LITTLE
+    other = tensor(2, 32, height, width, seed=3)
+    kept = other.clone(memory_format=torch.preserve_format)
+    got = layer.add_to(other, x, relu=True)
+    assert got.data_ptr() == other.data_ptr()
+    assert (got - (kept + want).relu()).abs().max() < LITTLE
+    assert torch.equal(x, tensor(2, 16, height, width))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(16, 16), (16, 48), (48, 16), (32, 64), (64, 64), (128, 128), (144, 80)]
+)
+def test_every_number_of_channels_gives_the_convolution(inputs: int, outputs: int) -> None:
+    weight = tensor(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5
+    x = tensor(1, inputs, 13, 23)
+    assert (WinogradConv(weight, None)(x) - definition(x, weight, None)).abs().max() < LITTLE
+
+
+def test_what_it_rounds_is_little() -> None:
+    weight = tensor(64, 64, 3, 3, seed=1) / 24
+    x = tensor(1, 64, 64, 64)
+    want = definition(x, weight, None)
+    error = (WinogradConv(weight, None)(x) - want).square().mean().sqrt() / want.square().mean().sqrt()
+    assert 0 < error < 2e-6
+
+
+def test_out_is_written_over_and_given_back() -> None:
+    layer = WinogradConv(tensor(16, 16, 3, 3, seed=1), None)
+    x, out = tensor(1, 16, 9, 10), tensor(1, 16, 9, 10, seed=5)
+    got = layer(x, out=out)
+    assert got.data_ptr() == out.data_ptr()
+    assert torch.equal(got, layer(x))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_other_layouts_are_taken_too(dense: bool) -> None:
+    weight = tensor(16, 16, 3, 3, seed=1) / 12
+    layer = WinogradConv(weight, None)
+    x, other = tensor(2, 16, 7, 10), tensor(2, 16, 7, 10, seed=2)
+    want = other + definition(x, weight, None)
+    if dense:
+        x, other = x.contiguous(), other.contiguous()
+    else:
+        x, other = (torch.cat((t, t), 2)[:, :, :7] for t in (x, other))
+    got = layer.add_to(other, x)
+    assert got.data_ptr() == other.data_ptr()
+    assert (got - want).abs().max() < LITTLE
+
+
+def test_what_is_not_finite_is_not_hidden() -> None:
+    layer = WinogradConv(tensor(16, 16, 3, 3, seed=1), None)
+    x = tensor(1, 16, 8, 8)
+    x[0, 3, 4, 4] = float("nan")
+    assert layer(x, relu=True)[0, :, 4, 4].isnan().all()
+    x[0, 3, 4, 4] = 0.0
+    assert layer(x).isfinite().all()  # nor does it stay in what a thread keeps
+
+
+def test_threads_and_batches_change_no_bit() -> None:
+    layer = WinogradConv(tensor(32, 32, 3, 3, seed=1), tensor(32, seed=2))
+    x = tensor(3, 32, 50, 130)
+    want = layer(x)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(layer(x), want)
+    assert torch.equal(torch.cat([layer(one[None]) for one in x]), want)
+
+
+def test_several_threads_may_call_at_once() -> None:
+    layer = WinogradConv(tensor(32, 32, 3, 3, seed=1), None)
+    inputs = [tensor(1, 32, 40 + n, 60, seed=n) for n in range(4)]
+    want = [layer(x) for x in inputs]
+    wrong: list[int] = []
+
+    def work(n: int) -> None:
+        wrong.extend(n for _ in range(20) if not torch.equal(layer(inputs[n]), want[n]))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_suits() -> None:
+    assert WinogradConv.suits(torch.empty(16, 32, 3, 3), 1)
+    assert not WinogradConv.suits(torch.empty(16, 32, 3, 3), 2)
+    assert not WinogradConv.suits(torch.empty(16, 32, 1, 1), 1)
+    assert not WinogradConv.suits(torch.empty(16, 3, 3, 3), 1)
+    assert not WinogradConv.suits(torch.empty(3, 16, 3, 3), 1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        MIMOUNetConfig(width=12, blocks=2),  # some of its layers suit, some don't
+        MIMOUNetConfig(width=32, blocks=1, fusion="concat"),
+        MIMOUNetConfig(width=16, blocks=1, mise=False, aff=False),
+    ],
+)
+def test_a_network_is_that_of_eager_mode(config: MIMOUNetConfig) -> None:
+    net = network(config)
+    engine = WinogradEngine(net)
+    for x in (pictures(64, 96), noise(4, 4), noise(52, 36)):
+        before = x.clone()
+        with torch.inference_mode():
+            want = net.residual(x)
+        assert (engine.residual(x) - want).abs().max() < 1e-5
+        assert torch.equal(x, before)
+
+
+def test_words_that_ask_for_it() -> None:
+    for precision in ("auto", "fp32"):
+        found = facts(build_engine(network(), engine="winograd", device=CPU, precision=precision))
+        assert (found.name, found.precision) == ("winograd", "fp32")
+    assert facts(build_engine(SelfEnsemble(network(), 8), engine="winograd", device=CPU)).name == "winograd"
+    with pytest.raises(UsageError, match="engine winograd runs in fp32, not bf16"):
+        build_engine(network(), engine="winograd", device=CPU, precision="bf16")
+
+
+def test_auto_takes_it_in_fp32() -> None:
+    assert facts(build_engine(network(), device=CPU, precision="fp32")).name == "winograd"
+
+
+def compiler_that(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler of that behaviour is the one that is found."""
+    script = folder / "compiler"
+    script.write_text(f'#!/bin/sh\ncase "$*" in *--version*) echo made for this test;; *) {does};; esac\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_a_compiler_auto_goes_on_and_the_word_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+    assert facts(build_engine(network(), device=CPU, precision="fp32")).name != "winograd"
+    assert not caplog.records
+    with pytest.raises(DeviceError, match=r"engine winograd needs a C\+\+ compiler; install g\+\+"):
+        build_engine(network(), engine="winograd", device=CPU)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_compiler_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler_that("echo 'x.cpp:1: error: no such machine' >&2; exit 1", tmp_path, monkeypatch)
+    with pytest.raises(DeviceError, match=r"fails \(x.cpp:1: error: no such machine\)"):
+        build_engine(network(), engine="winograd", device=CPU)
+    assert facts(build_engine(network(), device=CPU, precision="fp32")).name != "winograd"
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_compiler_that_writes_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler_that('for last; do :; done; echo rubbish > "$last"', tmp_path, monkeypatch)
+    with pytest.raises(DeviceError, match="can't be loaded"):
+        build_engine(network(), engine="winograd", device=CPU)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_compiler_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler_that("exec sleep 60", tmp_path, monkeypatch)
+    kernels._compiler_version(str(tmp_path / "compiler"))
+    monkeypatch.setattr(kernels, "_PATIENCE", 0.2)
+    with pytest.raises(DeviceError, match="timed out"):
+        kernels.library()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_kernels_are_kept_and_a_file_cut_short_is_made_again(own_cache: Path) -> None:
+    kernels.library()
+    (path,) = (own_cache / "kernels").glob("*.so")
+    made = path.stat().st_mtime_ns
+    kernels.library.cache_clear()
+    kernels.library()
+    assert path.stat().st_mtime_ns == made
+    # A new file: what is loaded of the old one must not change under the process.
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[:1000])
+    kernels.library.cache_clear()
+    assert kernels.library().streamdeblur_winograd_width() in (4, 8, 16)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "file"))
+    assert facts(build_engine(network(), engine="winograd", device=CPU)).name == "winograd"
