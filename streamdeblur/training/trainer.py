@@ -30,6 +30,7 @@ from streamdeblur.models.checkpoint import Metadata, save_checkpoint
 from streamdeblur.restore.engines import resolve_precision
 from streamdeblur.restore.engines.devices import PRECISIONS
 from streamdeblur.training.batches import Ahead, Batches, augment, generator
+from streamdeblur.training.convolutions import quicken
 from streamdeblur.training.losses import DeblurLoss
 from streamdeblur.training.meter import Meter
 from streamdeblur.training.networks import Averaged, initial_network
@@ -225,6 +226,8 @@ class Trainer:
 
     def _prepare(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
         net: nn.Module = self.net
+        if self.recipe.compile and self.world.device.type == "cpu" and self._dtype == torch.float32:
+            quicken(net)
         if self.world.size > 1:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
             net = nn.parallel.DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)

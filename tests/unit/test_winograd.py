@@ -19,7 +19,7 @@ from streamdeblur.models.folding import can_fold
 from streamdeblur.models.random_weights import random_state
 from streamdeblur.models.trial import noise, pictures
 from streamdeblur.restore.engines import build_engine, facts, kernels
-from streamdeblur.restore.engines.winograd import WinogradConv, WinogradEngine
+from streamdeblur.restore.engines.winograd import WinogradConv, WinogradEngine, suits
 
 CPU = torch.device("cpu")
 #: Channels of whole vectors on every CPU: 16, 32, 64.
@@ -161,11 +161,11 @@ def test_several_threads_may_call_at_once() -> None:
 
 
 def test_what_suits() -> None:
-    assert WinogradConv.suits(torch.empty(16, 32, 3, 3), 1)
-    assert not WinogradConv.suits(torch.empty(16, 32, 3, 3), 2)
-    assert not WinogradConv.suits(torch.empty(16, 32, 1, 1), 1)
-    assert not WinogradConv.suits(torch.empty(16, 3, 3, 3), 1)
-    assert not WinogradConv.suits(torch.empty(3, 16, 3, 3), 1)
+    assert suits(torch.empty(16, 32, 3, 3), 1)
+    assert not suits(torch.empty(16, 32, 3, 3), 2)
+    assert not suits(torch.empty(16, 32, 1, 1), 1)
+    assert not suits(torch.empty(16, 3, 3, 3), 1)
+    assert not suits(torch.empty(3, 16, 3, 3), 1)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ def _open(path: Path) -> ctypes.CDLL:
     found.streamdeblur_winograd_width.restype = number
     found.streamdeblur_winograd.argtypes = [pointer] * 4 + [number] * 9
     found.streamdeblur_winograd.restype = number
+    found.streamdeblur_winograd_gradient.argtypes = [pointer] * 5 + [number] * 8
+    found.streamdeblur_winograd_gradient.restype = number
     return found
 
 

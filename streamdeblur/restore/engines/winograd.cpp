@@ -5,6 +5,9 @@
 // the cache of a core: its tiles are transformed, multiplied with the transformed weights (36 matrix products), and
 // transformed back with bias, sum and ReLU. A result does not depend on how the work was cut, nor on threads.
 //
+// The gradient of the weights is the other way round: the tiles of the input and of the results' gradient are
+// transformed, and their 36 products summed over all tiles.
+//
 // The vectors are GCC's and Clang's (__attribute__((vector_size))): as wide as what this is compiled for.
 
 #include <algorithm>
@@ -14,13 +17,14 @@
 
 namespace {
 
-// Values in a vector, and rows of a matrix product that are held in registers at a time.
+// Values in a vector, and rows of a matrix product that are held in registers at a time: of tiles, and of channels (a
+// divisor of WIDTH).
 #if defined(__AVX512F__)
-constexpr int WIDTH = 16, ROWS = 12;
+constexpr int WIDTH = 16, ROWS = 12, CHANNELS = 8;
 #elif defined(__AVX__)
-constexpr int WIDTH = 8, ROWS = 6;
+constexpr int WIDTH = 8, ROWS = 6, CHANNELS = 4;
 #else
-constexpr int WIDTH = 4, ROWS = 6;
+constexpr int WIDTH = 4, ROWS = 6, CHANNELS = 4;
 #endif
 
 // Values between the 36 matrices, so that their rows don't all fall into the same lines of the cache.
@@ -52,6 +56,18 @@ inline void backward(const Vector* m, Vector* y, int step) {
     y[3 * step] = difference1 + 8.0f * difference2 + m[5];
 }
 
+// A g: four values to six, `step` apart.
+inline void spread(const Vector* g, Vector* t, int step) {
+    const Vector even = g[0] + g[2], odd = g[1] + g[3];
+    const Vector even2 = g[0] + 4.0f * g[2], odd2 = 2.0f * g[1] + 8.0f * g[3];
+    t[0] = g[0];
+    t[step] = even + odd;
+    t[2 * step] = even - odd;
+    t[3 * step] = even2 + odd2;
+    t[4 * step] = even2 - odd2;
+    t[5 * step] = g[3];
+}
+
 // ROWS rows of a (rows x depth) times a panel b (depth x VECTORS vectors), to c.
 template <int VECTORS>
 inline void multiply(const float* a, ptrdiff_t a_row, const float* b, float* c, ptrdiff_t c_row, int depth) {
@@ -65,6 +81,22 @@ inline void multiply(const float* a, ptrdiff_t a_row, const float* b, float* c, 
             for (int v = 0; v < VECTORS; ++v) sum[r][v] += a[r * a_row + k] * weight[v];
     }
     for (int r = 0; r < ROWS; ++r)
+        for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * WIDTH, sum[r][v]);
+}
+
+// To CHANNELS rows of c: that many columns of a (depth x columns), turned, times VECTORS vectors of b (depth x columns).
+template <int VECTORS>
+inline void accumulate(const float* a, ptrdiff_t a_row, const float* b, ptrdiff_t b_row, float* c, ptrdiff_t c_row, int depth) {
+    Vector sum[CHANNELS][VECTORS];
+    for (int r = 0; r < CHANNELS; ++r)
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] = load(c + r * c_row + v * WIDTH);
+    for (int k = 0; k < depth; ++k) {
+        Vector value[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) value[v] = load(b + k * b_row + v * WIDTH);
+        for (int r = 0; r < CHANNELS; ++r)
+            for (int v = 0; v < VECTORS; ++v) sum[r][v] += a[k * a_row + r] * value[v];
+    }
+    for (int r = 0; r < CHANNELS; ++r)
         for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * WIDTH, sum[r][v]);
 }
 
@@ -86,6 +118,32 @@ float* scratch(size_t values) {
     return held.memory;
 }
 
+// The 6x6 pixels from (top, left) of an image (height, width, inputs), transformed, to 36 matrices `plane` apart. border:
+// room for 6x6 pixels.
+void enter(const float* image, int height, int width, int inputs, int top, int left, float* to, ptrdiff_t plane, float* border) {
+    ptrdiff_t row = static_cast<ptrdiff_t>(width) * inputs;
+    const float* from = image + top * row + static_cast<ptrdiff_t>(left) * inputs;
+    if (top < 0 || left < 0 || top + 6 > height || left + 6 > width) {
+        std::memset(border, 0, sizeof(float) * 36 * inputs);
+        const int begin = std::max(0, -left), end = std::min(6, width - left);
+        for (int i = std::max(0, -top); i < std::min(6, height - top); ++i)
+            std::memcpy(border + (i * 6 + begin) * inputs, from + i * row + static_cast<ptrdiff_t>(begin) * inputs, sizeof(float) * (end - begin) * inputs);
+        from = border;
+        row = 6 * inputs;
+    }
+    for (int c = 0; c < inputs; c += WIDTH) {
+        Vector half[36], line[6];
+        for (int j = 0; j < 6; ++j) {
+            for (int i = 0; i < 6; ++i) line[i] = load(from + i * row + j * inputs + c);
+            forward(line, half + j, 6);
+        }
+        for (int i = 0; i < 6; ++i) {
+            forward(half + 6 * i, line, 1);
+            for (int j = 0; j < 6; ++j) store(to + (6 * i + j) * plane + c, line[j]);
+        }
+    }
+}
+
 struct Convolution {
     const float* x;
     float* y;
@@ -99,7 +157,7 @@ struct Convolution {
     void run(int n, int line, int first, int count, ptrdiff_t plane_in, ptrdiff_t plane_out, float* transformed,
              float* products, float* border) const {
         const float* image = x + static_cast<ptrdiff_t>(n) * height * width * inputs;
-        for (int t = 0; t < count; ++t) enter(image, 4 * line - 1, 4 * (first + t) - 1, transformed + static_cast<ptrdiff_t>(t) * inputs, plane_in, border);
+        for (int t = 0; t < count; ++t) enter(image, height, width, inputs, 4 * line - 1, 4 * (first + t) - 1, transformed + static_cast<ptrdiff_t>(t) * inputs, plane_in, border);
         for (int k = 0; k < 36; ++k) {
             const float* from = transformed + k * plane_in;
             const float* weight = weights + static_cast<ptrdiff_t>(k) * inputs * outputs;
@@ -121,31 +179,6 @@ struct Convolution {
                                   to + static_cast<ptrdiff_t>(t) * outputs + o, outputs, inputs);
     }
 
-    // One tile's 6x6 pixels, transformed.
-    void enter(const float* image, int top, int left, float* to, ptrdiff_t plane, float* border) const {
-        ptrdiff_t row = static_cast<ptrdiff_t>(width) * inputs;
-        const float* from = image + top * row + static_cast<ptrdiff_t>(left) * inputs;
-        if (top < 0 || left < 0 || top + 6 > height || left + 6 > width) {
-            std::memset(border, 0, sizeof(float) * 36 * inputs);
-            const int begin = std::max(0, -left), end = std::min(6, width - left);
-            for (int i = std::max(0, -top); i < std::min(6, height - top); ++i)
-                std::memcpy(border + (i * 6 + begin) * inputs, from + i * row + static_cast<ptrdiff_t>(begin) * inputs, sizeof(float) * (end - begin) * inputs);
-            from = border;
-            row = 6 * inputs;
-        }
-        for (int c = 0; c < inputs; c += WIDTH) {
-            Vector half[36], line[6];
-            for (int j = 0; j < 6; ++j) {
-                for (int i = 0; i < 6; ++i) line[i] = load(from + i * row + j * inputs + c);
-                forward(line, half + j, 6);
-            }
-            for (int i = 0; i < 6; ++i) {
-                forward(half + 6 * i, line, 1);
-                for (int j = 0; j < 6; ++j) store(to + (6 * i + j) * plane + c, line[j]);
-            }
-        }
-    }
-
     // One tile's products, transformed back to what of its 4x4 pixels lies in the image.
     void leave(const float* from, ptrdiff_t plane, float* result, int top, int left) const {
         const int high = std::min(4, height - top), wide = std::min(4, width - left);
@@ -165,6 +198,56 @@ struct Convolution {
                     if (relu) value = value < 0.0f ? Vector{} : value;  // NaN stays
                     store(to + j * outputs, value);
                 }
+            }
+        }
+    }
+};
+
+struct WeightGradient {
+    const float* x;
+    const float* g;
+    int height, width, inputs, outputs;
+
+    // As Convolution::run, to sums (36, inputs, outputs) and, unless that is nullptr, bias (outputs).
+    void run(int n, int line, int first, int count, ptrdiff_t plane_in, ptrdiff_t plane_out, float* transformed,
+             float* gradients, float* border, float* sums, float* bias) const {
+        const float* image = x + static_cast<ptrdiff_t>(n) * height * width * inputs;
+        const float* gradient = g + static_cast<ptrdiff_t>(n) * height * width * outputs;
+        for (int t = 0; t < count; ++t) {
+            enter(image, height, width, inputs, 4 * line - 1, 4 * (first + t) - 1, transformed + static_cast<ptrdiff_t>(t) * inputs, plane_in, border);
+            widen(gradient, 4 * line, 4 * (first + t), gradients + static_cast<ptrdiff_t>(t) * outputs, plane_out, bias);
+        }
+        for (int k = 0; k < 36; ++k)
+            if (outputs % (2 * WIDTH) == 0)
+                product<2>(transformed + k * plane_in, gradients + k * plane_out, sums + static_cast<ptrdiff_t>(k) * inputs * outputs, count);
+            else
+                product<1>(transformed + k * plane_in, gradients + k * plane_out, sums + static_cast<ptrdiff_t>(k) * inputs * outputs, count);
+    }
+
+    template <int VECTORS>
+    void product(const float* from, const float* gradients, float* to, int count) const {
+        for (int o = 0; o < outputs; o += VECTORS * WIDTH)
+            for (int i = 0; i < inputs; i += CHANNELS)
+                accumulate<VECTORS>(from + i, inputs, gradients + o, outputs, to + static_cast<ptrdiff_t>(i) * outputs + o, outputs, count);
+    }
+
+    // The 4x4 gradients of one tile, transformed; what lies outside of the image is 0.
+    void widen(const float* gradient, int top, int left, float* to, ptrdiff_t plane, float* bias) const {
+        const int high = std::min(4, height - top), wide = std::min(4, width - left);
+        const float* from = gradient + (static_cast<ptrdiff_t>(top) * width + left) * outputs;
+        for (int c = 0; c < outputs; c += WIDTH) {
+            Vector half[24], line[6], sum = {};
+            for (int j = 0; j < 4; ++j) {
+                for (int i = 0; i < 4; ++i) {
+                    line[i] = i < high && j < wide ? load(from + (static_cast<ptrdiff_t>(i) * width + j) * outputs + c) : Vector{};
+                    sum += line[i];
+                }
+                spread(line, half + j, 4);
+            }
+            if (bias) store(bias + c, load(bias + c) + sum);
+            for (int i = 0; i < 6; ++i) {
+                spread(half + 4 * i, line, 1);
+                for (int j = 0; j < 6; ++j) store(to + (6 * i + j) * plane + c, line[j]);
             }
         }
     }
@@ -207,6 +290,45 @@ int streamdeblur_winograd(const float* x, float* y, const float* weights, const 
         }
     }
     return failed;
+}
+
+// The gradient of the transformed weights, sums (36, inputs, outputs), and of the bias (outputs, or nullptr), for g
+// (batch, height, width, outputs), the gradient of the results. memory: parts x (36 x inputs + 1) x outputs values. The
+// work is cut into so many parts, whose sums are added in their order: a result depends on parts, not on threads.
+int streamdeblur_winograd_gradient(const float* x, const float* g, float* sums, float* bias, float* memory, int batch, int height,
+                                   int width, int inputs, int outputs, int tiles, int parts, int threads) {
+    const WeightGradient job{x, g, height, width, inputs, outputs};
+    const int lines = (height + 3) / 4, across = (width + 3) / 4;
+    tiles = std::min(tiles, across);
+    const int cuts = (across + tiles - 1) / tiles;
+    const long runs = static_cast<long>(batch) * lines * cuts;
+    const ptrdiff_t plane_in = static_cast<ptrdiff_t>(tiles) * inputs + APART, plane_out = static_cast<ptrdiff_t>(tiles) * outputs + APART;
+    const ptrdiff_t all = static_cast<ptrdiff_t>(36) * inputs * outputs;
+    int failed = 0;
+    (void)threads;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && parts > 1)
+    for (int part = 0; part < parts; ++part) {
+        float* const room = scratch(36 * (plane_in + plane_out + inputs));
+        if (!room) {
+#pragma omp atomic write
+            failed = 1;
+            continue;
+        }
+        float* const own = memory + part * (all + outputs);
+        std::memset(own, 0, sizeof(float) * (all + outputs));
+        for (long i = runs * part / parts; i < runs * (part + 1) / parts; ++i) {
+            const int first = static_cast<int>(i % cuts) * tiles;
+            job.run(static_cast<int>(i / cuts / lines), static_cast<int>(i / cuts % lines), first, std::min(tiles, across - first),
+                    plane_in, plane_out, room, room + 36 * plane_in, room + 36 * (plane_in + plane_out), own, bias ? own + all : nullptr);
+        }
+    }
+    if (failed) return failed;
+    for (int part = 0; part < parts; ++part) {
+        const float* own = memory + part * (all + outputs);
+        for (ptrdiff_t k = 0; k < all; ++k) sums[k] = part ? sums[k] + own[k] : own[k];
+        for (int o = 0; bias && o < outputs; ++o) bias[o] = part ? bias[o] + own[all + o] : own[all + o];
+    }
+    return 0;
 }
 
 }  // extern "C"

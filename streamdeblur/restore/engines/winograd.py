@@ -22,43 +22,86 @@ from streamdeblur.restore.engines.fused import FusedEngine
 #: Of 12, 24, 48 and 96 tiles these were the best on a Zen 3.
 _MANY, _TILES_FEW, _TILES_MANY = 128, 24, 48
 
-#: G of F(4x4, 3x3), for the points 0, 1, -1, 2, -2 and infinity.
-_G = (
-    (1 / 4, 0.0, 0.0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0.0, 0.0, 1.0),
-)
+
+def suits(weight: Tensor, stride: int) -> bool:
+    """Whether a convolution can be done so: 3x3, stride 1, whole vectors of channels in and out. weight: (outputs,
+    inputs, height, width). Raises DeviceError as ``kernels.library``."""
+    wide = kernels.library().streamdeblur_winograd_width()
+    outputs, inputs, high, across = weight.shape
+    return (high, across, stride) == (3, 3, 1) and inputs % wide == 0 and outputs % wide == 0
+
+
+def pack(weight: Tensor) -> Tensor:
+    """(outputs, inputs, 3, 3), for which ``suits`` holds, transformed and laid out for ``convolve``."""
+    wide = kernels.library().streamdeblur_winograd_width()
+    outputs, inputs = weight.shape[:2]
+    panel = 2 * wide if outputs % (2 * wide) == 0 else wide
+    panels = weight.reshape(outputs // panel, panel, inputs, 3, 3).permute(3, 4, 0, 2, 1).contiguous()
+    return _transformed(_transformed(panels, 0), 1).flatten(0, 1)
+
+
+def unpack_gradient(sums: Tensor) -> Tensor:
+    """(36, inputs, outputs), the gradient of transformed weights, to (outputs, inputs, 3, 3), that of the weights."""
+    return _turned_back(_turned_back(sums.unflatten(0, (6, 6)), 0), 1).permute(3, 2, 0, 1)
+
+
+# G of F(4x4, 3x3), for the points 0, 1, -1, 2, -2 and infinity, and its transpose, along one dimension. Not as products
+# of matrices: those of libraries differ in the last bit with the number of threads.
+
+
+def _transformed(weight: Tensor, dim: int) -> Tensor:
+    w0, w1, w2 = weight.unbind(dim)
+    near, far, twice = w0 + w2, w0 + 4 * w2, 2 * w1
+    parts = (w0 / 4, (near + w1) / -6, (w1 - near) / 6, (far + twice) / 24, (far - twice) / 24, w2)
+    return torch.stack(parts, dim)
+
+
+def _turned_back(sums: Tensor, dim: int) -> Tensor:
+    s0, s1, s2, s3, s4, s5 = sums.unbind(dim)
+    near, far = (s1 + s2) / 6, s3 + s4
+    parts = (s0 / 4 - near + far / 24, (s2 - s1) / 6 + (s3 - s4) / 12, far / 6 - near + s5)
+    return torch.stack(parts, dim)
+
+
+def run_tiles(inputs: int, outputs: int) -> int:
+    """Tiles of 4x4 results that are worked on at a time."""
+    return _TILES_MANY if inputs + outputs >= _MANY else _TILES_FEW
+
+
+def convolve(
+    x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, *, add: bool = False, relu: bool = False
+) -> Tensor:
+    """The convolution of ``x`` (N, inputs, H, W), any H and W, written over ``y`` (N, outputs, H, W), or added to it.
+
+    float32, both in channels_last; zeros around. packed: of ``pack``. Several threads may call it, each with as many
+    threads as PyTorch has for it. Raises MemoryError.
+    """
+    n, inputs, h, w = x.shape
+    outputs = y.shape[1]
+    failed = kernels.library().streamdeblur_winograd(
+        x.data_ptr(),
+        y.data_ptr(),
+        packed.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        *(n, h, w, inputs, outputs),
+        *(add, relu, run_tiles(inputs, outputs), torch.get_num_threads()),
+    )
+    if failed:
+        raise MemoryError("a thread of engine winograd")
+    return y
 
 
 class WinogradConv:
     """A 3x3 convolution of stride 1 with zeros around, its weights transformed; a ``folding.Convolution``.
 
-    weight: (outputs, inputs, 3, 3), ``suits`` has to hold. Tensors are float32, (N, C, H, W) in channels_last, of any
-    H and W. Several threads may call it, each with as many threads as PyTorch has for it. Raises DeviceError as
-    ``kernels.library``, and MemoryError.
+    weight: (outputs, inputs, 3, 3), ``suits`` has to hold. Tensors are float32, of any H and W. Threads and errors as
+    ``convolve``; the constructor raises DeviceError as ``kernels.library``.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._library = kernels.library()
-        wide = self._library.streamdeblur_winograd_width()
-        self.outputs, self.inputs = weight.shape[:2]
-        self._tiles = _TILES_MANY if self.inputs + self.outputs >= _MANY else _TILES_FEW
+        self.outputs = weight.shape[0]
+        self._packed = pack(weight.detach().double()).float()
         self._bias = None if bias is None else bias.detach().float().contiguous()
-        g = torch.tensor(_G, dtype=torch.float64)
-        transformed = torch.einsum("ak,oikl,bl->aboi", g, weight.detach().double(), g)
-        panel = 2 * wide if self.outputs % (2 * wide) == 0 else wide
-        panels = transformed.reshape(36, self.outputs // panel, panel, self.inputs).transpose(2, 3)
-        self._weights = panels.float().contiguous()
-
-    @staticmethod
-    def suits(weight: Tensor, stride: int) -> bool:
-        """Whether this convolution can be done so: 3x3, stride 1, whole vectors of channels in and out."""
-        wide = kernels.library().streamdeblur_winograd_width()
-        outputs, inputs, high, across = weight.shape
-        return (high, across, stride) == (3, 3, 1) and inputs % wide == 0 and outputs % wide == 0
 
     def __call__(self, x: Tensor, *, relu: bool = False, out: Tensor | None = None) -> Tensor:
         """The convolution, written over ``out`` where that is given."""
@@ -72,23 +115,9 @@ class WinogradConv:
         return self._run(x, other, add=True, relu=relu)
 
     def _run(self, x: Tensor, y: Tensor, *, add: bool, relu: bool) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        n, _, h, w = x.shape
-        if not y.is_contiguous(memory_format=torch.channels_last):
-            y.copy_(self._run(x, y.contiguous(memory_format=torch.channels_last), add=add, relu=relu))
-            return y
-        bias = 0 if self._bias is None else self._bias.data_ptr()
-        failed = self._library.streamdeblur_winograd(
-            x.data_ptr(),
-            y.data_ptr(),
-            self._weights.data_ptr(),
-            bias,
-            *(n, h, w, self.inputs, self.outputs),
-            *(add, relu, self._tiles, torch.get_num_threads()),
-        )
-        if failed:
-            raise MemoryError("a thread of engine winograd")
-        return y
+        x, dense = (t.contiguous(memory_format=torch.channels_last) for t in (x, y))
+        convolve(x, self._packed, self._bias, dense, add=add, relu=relu)
+        return y if dense is y else y.copy_(dense)
 
 
 class WinogradEngine(FusedEngine):
@@ -106,6 +135,6 @@ class WinogradEngine(FusedEngine):
 
     def _fold(self, model: ResidualModel) -> ResidualModel:
         def convolution(weight: Tensor, bias: Tensor | None, stride: int) -> WinogradConv | None:
-            return WinogradConv(weight, bias) if WinogradConv.suits(weight, stride) else None
+            return WinogradConv(weight, bias) if suits(weight, stride) else None
 
         return fold(model, torch.float32, convolution)

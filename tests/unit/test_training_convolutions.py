@@ -1,0 +1,126 @@
+"""Convolutions of training by kernels of our own: results and gradients are those of the definition."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from streamdeblur.models import MIMOUNet, MIMOUNetConfig
+from streamdeblur.restore.engines import kernels
+from streamdeblur.training.convolutions import quicken
+
+pytestmark = pytest.mark.skipif(kernels.find_compiler() is None, reason="there is no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "cache"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def convolution(inputs: int, outputs: int, bias: bool = True) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """One as PyTorch has it, in float64, and the same quickened, in float32."""
+    torch.manual_seed(0)
+    quick = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain = copy.deepcopy(quick).double()
+    assert quicken(nn.Sequential(quick)) == 1
+    return plain, quick
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 16), (16, 48), (64, 32)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (4, 4), (13, 9), (8, 205)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_results_and_gradients_are_those_of_float64(
+    inputs: int, outputs: int, height: int, width: int, bias: bool
+) -> None:
+    plain, quick = convolution(inputs, outputs, bias)
+    x = torch.randn(3, inputs, height, width, requires_grad=True)
+    g = torch.randn(3, outputs, height, width)
+    wanted = x.detach().double().requires_grad_()
+    want, got = plain(wanted), quick(x)
+    assert distance(got.detach(), want.detach()) < 1e-5
+    want.backward(g.double())
+    got.backward(g)
+    assert x.grad is not None
+    assert wanted.grad is not None
+    assert distance(x.grad, wanted.grad) < 1e-5
+    for name, parameter in quick.named_parameters():
+        expected = plain.get_parameter(name).grad
+        assert parameter.grad is not None
+        assert expected is not None
+        assert distance(parameter.grad, expected) < 1e-5, name
+
+
+def test_an_input_without_gradient_gets_none() -> None:
+    plain, quick = convolution(16, 16)
+    x = torch.randn(1, 16, 8, 8)
+    quick(x).sum().backward()
+    plain(x.double()).sum().backward()
+    assert x.grad is None
+    assert distance(quick.weight.grad, plain.weight.grad) < 1e-5  # type: ignore[arg-type]
+
+
+def test_threads_change_no_bit() -> None:
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        _, quick = convolution(32, 32)
+        x = torch.linspace(-1, 1, 2 * 32 * 40 * 44).reshape(2, 32, 40, 44).sin().requires_grad_()
+        y = quick(x)
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, quick.weight.grad, quick.bias.grad])  # type: ignore[union-attr]
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_network_learns_the_same_and_keeps_its_names() -> None:
+    torch.manual_seed(0)
+    net = MIMOUNet(MIMOUNetConfig(width=16, blocks=1)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    quick = copy.deepcopy(net)
+    changed = quicken(quick)
+    suiting = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) and m.stride == (1, 1)]
+    assert changed == sum(m.in_channels % 16 == 0 and m.out_channels % 16 == 0 for m in suiting) > 12
+    assert list(quick.state_dict()) == list(net.state_dict())
+    x = torch.rand(2, 3, 32, 40).contiguous(memory_format=torch.channels_last)
+    for one in (net, quick):
+        sum(y.square().sum() for y in one(x)).backward()  # type: ignore[union-attr]
+    assert F.mse_loss(quick(x)[-1], net(x)[-1]) < 1e-10
+    for (name, a), b in zip(net.named_parameters(), quick.parameters(), strict=True):
+        assert distance(b.grad, a.grad) < 1e-4, name  # type: ignore[arg-type]
+
+
+def test_what_does_not_suit_is_left() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 3),
+        nn.Conv2d(16, 16, 3, 2, 1),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(16, 16, 1),
+        nn.ConvTranspose2d(16, 16, 3, padding=1),
+    )
+    before = [type(m) for m in layers]
+    assert quicken(layers) == 0
+    assert [type(m) for m in layers] == before
+
+
+def test_without_a_compiler_all_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels.library.cache_clear()
+    try:
+        monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
+        assert quicken(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))) == 0
+    finally:
+        kernels.library.cache_clear()
