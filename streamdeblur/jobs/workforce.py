@@ -7,6 +7,7 @@ are.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from streamdeblur.runtime.pool import InProcessPool, Pool
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+#: Words of ``--ray`` that mean this machine alone.
+_HERE = (None, "local", "")
 
 
 class Workforce:
@@ -44,6 +48,10 @@ class Workforce:
         # Built here in any case: weights and device are checked before anything is written, and the plan for the
         # frame size is made once, so that every worker cuts its frames alike.
         restorer = spec.build()
+        if options.engine == "auto" and facts(restorer.engine).name == "winograd" and options.ray not in _HERE:
+            # Compiled on each machine: others may have no compiler, or vectors of another width and so other last bits.
+            spec = dataclasses.replace(spec, engine="fused")
+            restorer = spec.build()
         engine = restorer.engine
         on_gpu = engine.device.type == "cuda"
         self.model = model_name(options)
@@ -104,7 +112,7 @@ class Workforce:
         if on_gpu:
             torch.cuda.empty_cache()
         gpus = options.gpus_per_worker if options.gpus_per_worker is not None else float(on_gpu)
-        address = None if options.ray in (None, "local", "") else options.ray
+        address = None if options.ray in _HERE else options.ray
         self.pool = RayPool(
             factory,
             workers=self.workers,

@@ -197,7 +197,8 @@ class Recipe:
     model: a variant of the registry; architecture: switches that replace some of its own (``MIMOUNetConfig``).
     init: "scaled" starts near the identity, "pytorch" as the authors did. start: a checkpoint to fine-tune from.
     epochs: passes over the pairs (needs sources of pairs or shards), or steps: one of the two.
-    precision: arithmetic of the network; the loss and the weights stay float32. compile: ``torch.compile``.
+    precision: arithmetic of the network; the loss and the weights stay float32. compile: ``torch.compile``, and on a
+    CPU in fp32 convolutions of our own (``training.convolutions``).
     training_data, licence: what the checkpoint will say of itself.
     """
 

@@ -29,7 +29,7 @@ from streamdeblur.models import MIMOUNet, registry
 from streamdeblur.models.folding import can_fold
 from streamdeblur.models.trial import TOLERANCES, fingerprint, picture, pictures
 from streamdeblur.restore import Restorer, Tiling
-from streamdeblur.restore.engines import build_engine, cache, facts, share
+from streamdeblur.restore.engines import build_engine, cache, facts, kernels, share
 from streamdeblur.restore.engines.openvino import Compiled, OpenVINOEngine
 from streamdeblur.restore.memory import own_memory
 from streamdeblur.runtime import Result
@@ -100,7 +100,8 @@ def test_openvino_computes_the_correction_and_changes_no_bit_with_threads(openvi
 
 
 @pytest.mark.parametrize(
-    ("word", "precision"), [("openvino", "fp32"), ("openvino", "bf16"), ("fused", "fp32"), ("fused", "bf16")]
+    ("word", "precision"),
+    [("openvino", "fp32"), ("openvino", "bf16"), ("fused", "fp32"), ("fused", "bf16"), ("winograd", "fp32")],
 )
 def test_engines_side_by_side_compute_the_same(openvino_graph: Path, word: str, precision: str) -> None:
     if word == "fused" and not can_fold(network(), torch.float32 if precision == "fp32" else torch.bfloat16):
@@ -121,7 +122,7 @@ def test_engines_side_by_side_compute_the_same(openvino_graph: Path, word: str, 
         assert torch.equal(found, alone.residual(x))
 
 
-@pytest.mark.parametrize(("word", "precision"), [("openvino", "bf16"), ("fused", "fp32")])
+@pytest.mark.parametrize(("word", "precision"), [("openvino", "bf16"), ("fused", "fp32"), ("winograd", "fp32")])
 def test_a_job_of_its_own_works_on_frames_side_by_side(openvino_graph: Path, word: str, precision: str) -> None:
     torch.set_num_threads(2)
     try:
@@ -258,7 +259,10 @@ def test_many_shapes_are_served_with_few_kept(openvino_graph: Path, monkeypatch:
         assert (engine.residual(x) - reference(x)).abs().max() < 1e-4
 
 
-def test_the_graph_is_exported_once_and_auto_takes_it_when_it_is_there(openvino_graph: Path) -> None:
+def test_the_graph_is_exported_once_and_auto_takes_it_when_it_is_there(
+    openvino_graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "find_compiler", lambda: None)  # winograd, which auto would take before it
     before = {f: f.stat().st_mtime_ns for f in openvino_graph.iterdir()}
     assert sorted(f.suffix for f in before) == [".bin", ".seal", ".xml"]
     engine = build_engine(network(), device=CPU, precision="fp32")
@@ -446,7 +450,9 @@ np.save(path, restorer(picture(64, 96)).numpy())
 """
 
 
-@pytest.mark.parametrize(("engine", "precision"), [("openvino", "bf16"), ("fused", "bf16"), ("fused", "fp32")])
+@pytest.mark.parametrize(
+    ("engine", "precision"), [("openvino", "bf16"), ("fused", "bf16"), ("fused", "fp32"), ("winograd", "fp32")]
+)
 def test_another_process_gets_the_same_bits(openvino_graph: Path, engine: str, precision: str, tmp_path: Path) -> None:
     if engine == "fused" and not can_fold(network(), torch.bfloat16 if precision == "bf16" else torch.float32):
         pytest.skip(f"oneDNN has no {precision} on this CPU")
@@ -469,9 +475,17 @@ def test_the_workforce_says_what_runs_and_hands_workers_the_same(monkeypatch: py
     options = ProcessOptions(model=MODEL, weights="random:9", device="cpu", precision="fp32", workers=2)
     workforce = Workforce(options, (96, 64), 10)
     assert workforce.prepare_seconds > 0
-    assert handed["spec"].engine == workforce.engine == "fused"
+    fastest = "winograd" if kernels.find_compiler() else "fused"
+    assert handed["spec"].engine == workforce.engine == fastest
     assert handed["spec"].precision == workforce.precision == "fp32"
     assert handed["spec"].memory is None  # the plan for the one size is made already
+
+    # Kernels are of the machine that compiled them: on a cluster "auto" takes what is everywhere the same.
+    for address, word in (("local", fastest), ("ray://host:10001", "fused")):
+        workforce = Workforce(options.model_copy(update={"ray": address}), (96, 64), 10)
+        assert handed["spec"].engine == workforce.engine == word
+    Workforce(options.model_copy(update={"ray": "ray://host:10001", "engine": "eager"}), (96, 64), 10)
+    assert handed["spec"].engine == "eager"
 
     # In one process two callers would have a thread each; so have workers, where that changes the last bits.
     for precision, threads in (("fp32", 1), ("bf16", 2)):

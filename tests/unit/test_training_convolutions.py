@@ -118,9 +118,9 @@ def test_what_does_not_suit_is_left() -> None:
 
 
 def test_without_a_compiler_all_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels.library.cache_clear()
+    kernels._library.cache_clear()
     try:
         monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
         assert quicken(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))) == 0
     finally:
-        kernels.library.cache_clear()
+        kernels._library.cache_clear()

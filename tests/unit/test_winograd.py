@@ -3,11 +3,14 @@ where there is no compiler, a broken one, or no cache."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,10 +48,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Nothing of this process is remembered: kernels are looked for again, and again by the next test."""
-    kernels.library.cache_clear()
+    kernels._library.cache_clear()
     kernels._compiler_version.cache_clear()
     yield
-    kernels.library.cache_clear()
+    kernels._library.cache_clear()
     kernels._compiler_version.cache_clear()
 
 
@@ -160,6 +163,11 @@ def test_several_threads_may_call_at_once() -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize("shape", [(0, 16, 4, 4), (1, 16, 0, 4), (1, 16, 4, 0)])
+def test_nothing_gives_nothing(shape: tuple[int, int, int, int]) -> None:
+    assert WinogradConv(tensor(32, 16, 3, 3), None)(torch.empty(shape)).shape == (shape[0], 32, *shape[2:])
+
+
 def test_what_suits() -> None:
     assert suits(torch.empty(16, 32, 3, 3), 1)
     assert not suits(torch.empty(16, 32, 3, 3), 2)
@@ -221,30 +229,65 @@ def test_without_a_compiler_auto_goes_on_and_the_word_is_refused(
 
 
 @pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("echo 'x.cpp:1: error: no such machine' >&2; exit 1", r"ends with 1 \(x.cpp:1: error: no such machine\)"),
+        ("printf 'error: \\351' >&2; exit 1", "ends with 1 .error: \ufffd."),
+        ("exit 3", r"ends with 3 \(it does not say why\)"),
+        ("kill -9 $$", "ends by signal 9"),
+        ("true", "writes nothing"),
+        ('for last; do :; done; echo rubbish > "$last"', "can't be loaded"),
+    ],
+)
 def test_a_compiler_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    does: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    compiler_that("echo 'x.cpp:1: error: no such machine' >&2; exit 1", tmp_path, monkeypatch)
-    with pytest.raises(DeviceError, match=r"fails \(x.cpp:1: error: no such machine\)"):
+    compiler_that(does, tmp_path, monkeypatch)
+    with pytest.raises(DeviceError, match=told):
         build_engine(network(), engine="winograd", device=CPU)
     assert facts(build_engine(network(), device=CPU, precision="fp32")).name != "winograd"
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 @pytest.mark.usefixtures("fresh")
-def test_a_compiler_that_writes_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler_that('for last; do :; done; echo rubbish > "$last"', tmp_path, monkeypatch)
-    with pytest.raises(DeviceError, match="can't be loaded"):
-        build_engine(network(), engine="winograd", device=CPU)
+def test_a_compiler_of_another_tongue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "compiler"
+    real = kernels.find_compiler()
+    script.write_text(f"#!/bin/sh\nprintf '\\351\\n'\nexec {real} \"$@\"\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    assert facts(build_engine(network(), device=CPU, precision="fp32")).name == "winograd"
 
 
 @pytest.mark.usefixtures("fresh")
-def test_a_compiler_that_never_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler_that("exec sleep 60", tmp_path, monkeypatch)
+def test_a_compiler_that_never_ends_is_stopped_with_all_that_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler_that(f"sleep 60 & echo $! > {tmp_path}/child; wait", tmp_path, monkeypatch)
     kernels._compiler_version(str(tmp_path / "compiler"))
-    monkeypatch.setattr(kernels, "_PATIENCE", 0.2)
-    with pytest.raises(DeviceError, match="timed out"):
+    monkeypatch.setattr(kernels, "_PATIENCE", 0.5)
+    with pytest.raises(DeviceError, match=r"takes longer than 0\.5 s"):
         kernels.library()
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_openmp_results_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with Clang, whose OpenMP is not that of PyTorch's wheels."""
+    layer, x = WinogradConv(tensor(16, 16, 3, 3, seed=1), None), tensor(1, 16, 20, 30)
+    want = layer(x)
+    script = tmp_path / "compiler"
+    real = kernels.find_compiler()
+    script.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {real} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    kernels._library.cache_clear()
+    assert torch.equal(WinogradConv(tensor(16, 16, 3, 3, seed=1), None)(x), want)
 
 
 @pytest.mark.usefixtures("fresh")
@@ -252,16 +295,17 @@ def test_kernels_are_kept_and_a_file_cut_short_is_made_again(own_cache: Path) ->
     kernels.library()
     (path,) = (own_cache / "kernels").glob("*.so")
     made = path.stat().st_mtime_ns
-    kernels.library.cache_clear()
+    kernels._library.cache_clear()
     kernels.library()
     assert path.stat().st_mtime_ns == made
     # A new file: what is loaded of the old one must not change under the process.
-    whole = path.read_bytes()
+    size = path.stat().st_size
+    start = path.read_bytes()[:1000]
     path.unlink()
-    path.write_bytes(whole[:1000])
-    kernels.library.cache_clear()
+    path.write_bytes(start)
+    kernels._library.cache_clear()
     assert kernels.library().streamdeblur_winograd_width() in (4, 8, 16)
-    assert path.read_bytes() == whole
+    assert path.stat().st_size == size
 
 
 @pytest.mark.usefixtures("fresh")
@@ -269,3 +313,30 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, monkeypa
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "file"))
     assert facts(build_engine(network(), engine="winograd", device=CPU)).name == "winograd"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_full_cache_costs_time_only(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*names: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(kernels.shutil, "copyfile", full)
+    assert facts(build_engine(network(), engine="winograd", device=CPU)).name == "winograd"
+    assert not list((own_cache / "kernels").iterdir())
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_cache_from_which_nothing_may_be_run_costs_time_only(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels.library()
+    opened = kernels._open
+
+    def refuse(path: Path) -> object:
+        if own_cache in path.parents:
+            raise DeviceError("failed to map segment from shared object", "")
+        return opened(path)
+
+    monkeypatch.setattr(kernels, "_open", refuse)
+    kernels._library.cache_clear()
+    assert kernels.library().streamdeblur_winograd_width() in (4, 8, 16)

@@ -6,8 +6,11 @@ import ctypes
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
+from contextlib import suppress
 from functools import cache as once
 from pathlib import Path
 
@@ -19,14 +22,21 @@ from streamdeblur.restore.engines import cache
 log = logging.getLogger(__name__)
 
 #: No -ffast-math: linked with it, GCC's libraries change how the whole process treats tiny numbers.
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
 
-#: Seconds that a compiler may take.
-_PATIENCE = 120.0
+#: Seconds that a compiler may take; one that is there takes two.
+_PATIENCE = 60.0
+
+_INSTEAD = "take --engine auto or fused"
+
+_lock = threading.Lock()
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: of ``CXX``, else the first of g++, clang++ and c++ that is there; None where there is none."""
+    """The C++ compiler: of ``CXX``, else the first of g++, clang++ and c++ that is there; None where there is none.
+
+    What ``CXX`` names is a program, without arguments.
+    """
     names = (os.environ.get("CXX") or "g++", "g++", "clang++", "c++")
     return next((found for name in names if (found := shutil.which(name))), None)
 
@@ -39,33 +49,49 @@ def version() -> str:
     return cache.key(_source().read_bytes(), _compiler_version(_required()), *_FLAGS)
 
 
-@once
 def library() -> ctypes.CDLL:
     """The kernels, compiled for this CPU; a few seconds when a machine has them first. Safe for any thread.
 
     Raises DeviceError where there is no compiler, or where it fails.
     """
+    with _lock:
+        return _library()
+
+
+@once
+def _library() -> ctypes.CDLL:
     compiler = _required()
     digest = cache.key(version(), cache.cpu_name(), *map(str, _openmp()))
-    path = cache.cache_folder() / "kernels" / f"{digest}.so"
-    if not cache.intact(path):
+    kept = cache.cache_folder() / "kernels" / f"{digest}.so"
+    if cache.intact(kept):
         try:
-            with cache.replacing(path) as temporary:
-                _compile(compiler, temporary)
-            cache.seal(path)
+            return _open(kept)
+        except DeviceError as e:  # in a folder from which nothing may be run, say
+            log.debug("kept kernels: %s", e)
+    with tempfile.TemporaryDirectory(prefix="streamdeblur-") as folder:
+        made = Path(folder) / "kernels.so"
+        try:
+            _compile(compiler, made, parallel=True)
+            found = _open(made)
+        except DeviceError as e:
+            # Clang's OpenMP is not GCC's, which PyTorch brings. Frames side by side use all cores without it.
+            log.debug("kernels without OpenMP: %s", e)
+            _compile(compiler, made, parallel=False)
+            found = _open(made)
+        try:
+            with cache.replacing(kept) as temporary:
+                shutil.copyfile(made, temporary)
+            cache.seal(kept)
         except OSError as e:
             log.debug("compiled kernels can't be kept: %s", e)
-            with tempfile.TemporaryDirectory() as folder:
-                _compile(compiler, Path(folder) / "kernels.so")
-                return _open(Path(folder) / "kernels.so")
-    return _open(path)
+    return found
 
 
 def _open(path: Path) -> ctypes.CDLL:
     try:
         found = ctypes.CDLL(str(path))
     except OSError as e:
-        raise DeviceError(f"compiled kernels can't be loaded ({e})", "take --engine auto or fused") from None
+        raise DeviceError(f"compiled kernels can't be loaded ({e})", f"{_INSTEAD}, or set TMPDIR") from None
     pointer, number = ctypes.c_void_p, ctypes.c_int
     found.streamdeblur_winograd_width.restype = number
     found.streamdeblur_winograd.argtypes = [pointer] * 4 + [number] * 9
@@ -88,11 +114,7 @@ def _source() -> Path:
 
 @once
 def _compiler_version(compiler: str) -> str:
-    try:
-        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired) as e:
-        raise DeviceError(f"the C++ compiler {compiler} does not run ({e})", "take --engine auto or fused") from None
-    return f"{compiler} {done.stdout}"
+    return f"{compiler} {_call([compiler, '--version'])}"
 
 
 def _openmp() -> list[Path]:
@@ -101,21 +123,45 @@ def _openmp() -> list[Path]:
     return sorted([*(folder / "lib").glob("libgomp*"), *folder.with_name("torch.libs").glob("libgomp*")])[:1]
 
 
-def _compile(compiler: str, to: Path) -> None:
-    """Raises DeviceError where it fails, OSError where ``to`` can't be written."""
-    theirs = _openmp()
-    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
-        part = Path(folder) / "winograd.o"
-        _call([compiler, *_FLAGS, "-c", str(_source()), "-o", str(part)])
-        _call([compiler, "-shared", str(part), *(map(str, theirs) if theirs else ["-fopenmp"]), "-o", str(to)])
+def _compile(compiler: str, to: Path, *, parallel: bool) -> None:
+    """Raises DeviceError where it fails."""
+    part = to.with_suffix(".o")
+    openmp = ["-fopenmp"] * parallel
+    _call([compiler, *_FLAGS, *openmp, "-c", str(_source()), "-o", str(part)])
+    theirs = [str(path) for path in _openmp()] if parallel else []
+    _call([compiler, "-shared", str(part), *(theirs or openmp), "-o", str(to)])
+    if not to.is_file():
+        raise DeviceError(f"the C++ compiler {compiler} writes nothing", _INSTEAD)
 
 
-def _call(command: list[str]) -> None:
+def _call(command: list[str]) -> str:
+    """What it prints. In a session of its own, so that all that a wrapper starts can be stopped. Raises DeviceError."""
+    name = command[0]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired) as e:
-        raise DeviceError(f"the C++ compiler does not run ({e})", "take --engine auto or fused") from None
-    if done.returncode:
-        log.debug("%s\n%s", " ".join(command), done.stderr)
-        last = next((line for line in done.stderr.splitlines() if "error" in line), "no reason told")
-        raise DeviceError(f"the C++ compiler fails ({last.strip()[:160]})", "take --engine auto or fused")
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "LC_ALL": "C"},  # its errors are looked for by that word
+            start_new_session=True,
+        )
+    except OSError as e:
+        raise DeviceError(f"the C++ compiler {name} does not run ({e.strerror})", _INSTEAD) from None
+    try:
+        printed, errors = process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise DeviceError(f"the C++ compiler {name} takes longer than {_PATIENCE:g} s", _INSTEAD) from None
+    finally:
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    if process.returncode:
+        log.debug("%s\n%s", " ".join(command), errors)
+        told = next((line.strip() for line in errors.splitlines() if "error" in line), "")
+        how = f"by signal {-process.returncode}" if process.returncode < 0 else f"with {process.returncode}"
+        raise DeviceError(f"the C++ compiler {name} ends {how} ({told[:160] or 'it does not say why'})", _INSTEAD)
+    return printed

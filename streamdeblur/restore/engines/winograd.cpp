@@ -266,6 +266,7 @@ int streamdeblur_winograd_width() { return WIDTH; }
 // thread had no memory.
 int streamdeblur_winograd(const float* x, float* y, const float* weights, const float* bias, int batch, int height, int width,
                           int inputs, int outputs, int add, int relu, int tiles, int threads) {
+    if (batch < 1 || height < 1 || width < 1) return 0;
     const Convolution job{x, y, weights, bias, height, width, inputs, outputs, add != 0, relu != 0};
     const int lines = (height + 3) / 4, across = (width + 3) / 4;
     tiles = (std::min(tiles, across) + ROWS - 1) / ROWS * ROWS;
@@ -297,6 +298,11 @@ int streamdeblur_winograd(const float* x, float* y, const float* weights, const 
 // work is cut into so many parts, whose sums are added in their order: a result depends on parts, not on threads.
 int streamdeblur_winograd_gradient(const float* x, const float* g, float* sums, float* bias, float* memory, int batch, int height,
                                    int width, int inputs, int outputs, int tiles, int parts, int threads) {
+    if (batch < 1 || height < 1 || width < 1) {
+        std::memset(sums, 0, sizeof(float) * 36 * inputs * outputs);
+        if (bias) std::memset(bias, 0, sizeof(float) * outputs);
+        return 0;
+    }
     const WeightGradient job{x, g, height, width, inputs, outputs};
     const int lines = (height + 3) / 4, across = (width + 3) / 4;
     tiles = std::min(tiles, across);

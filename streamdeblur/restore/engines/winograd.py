@@ -73,11 +73,14 @@ def convolve(
 ) -> Tensor:
     """The convolution of ``x`` (N, inputs, H, W), any H and W, written over ``y`` (N, outputs, H, W), or added to it.
 
-    float32, both in channels_last; zeros around. packed: of ``pack``. Several threads may call it, each with as many
-    threads as PyTorch has for it. Raises MemoryError.
+    float32, both in channels_last; zeros around. What is not finite spreads over tiles of 4x4 results. packed: of
+    ``pack``. Several threads may call it, each with as many threads as PyTorch has for it. Raises MemoryError.
     """
     n, inputs, h, w = x.shape
     outputs = y.shape[1]
+    assert x.dtype == y.dtype == packed.dtype == torch.float32, "memory is handed over as it is"
+    assert (n, h, w) == (y.shape[0], *y.shape[2:])
+    assert packed.numel() == 36 * inputs * outputs
     failed = kernels.library().streamdeblur_winograd(
         x.data_ptr(),
         y.data_ptr(),
@@ -123,7 +126,7 @@ class WinogradConv:
 class WinogradEngine(FusedEngine):
     """``FusedEngine`` in float32 with ``WinogradConv`` where that suits. Raises DeviceError as ``kernels.library``.
 
-    Results differ in the last bits of float32 with where a window lies, not with the number of threads.
+    Results differ in the last bits with where a window lies, and, by oneDNN's part, with the number of threads.
     """
 
     name = "winograd"
