@@ -1,8 +1,8 @@
 // Convolutions of 3x3, stride 1, zeros around, float32, channels last, by Winograd's F(4x4, 3x3): 36 products where the
 // definition has 144. Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, Sec. 4.3.
 //
-// Work is cut into runs of tiles of 4x4 results along a line of the image, small enough that what a run needs stays in
-// the cache of a core: its tiles are transformed, multiplied with the transformed weights (36 matrix products), and
+// Work is cut into runs of tiles of 4x4 results, line after line and image after image, small enough that what a run needs
+// stays in the cache of a core: its tiles are transformed, multiplied with the transformed weights (36 matrix products), and
 // transformed back with bias, sum and ReLU. A result does not depend on how the work was cut, nor on threads.
 //
 // The gradient of the weights is the other way round: the tiles of the input and of the results' gradient are
@@ -144,6 +144,17 @@ void enter(const float* image, int height, int width, int inputs, int top, int l
     }
 }
 
+// Where the tiles of a batch lie: the tile of number `tile` is of image n and begins at (top, left).
+struct Tiles {
+    int across, down;
+
+    Tiles(int height, int width) : across((width + 3) / 4), down((height + 3) / 4) {}
+    long of(int batch) const { return static_cast<long>(batch) * down * across; }
+    int left(long tile) const { return static_cast<int>(tile % across) * 4; }
+    int top(long tile) const { return static_cast<int>(tile / across % down) * 4; }
+    ptrdiff_t n(long tile) const { return tile / across / down; }
+};
+
 struct Convolution {
     const float* x;
     float* y;
@@ -152,12 +163,14 @@ struct Convolution {
     int height, width, inputs, outputs;
     bool add, relu;
 
-    // The tiles first..first+count-1 of line `line` of tiles of image n. transformed: 36 matrices of (tiles, inputs);
-    // products: 36 of (tiles, outputs); border: 6x6 pixels.
-    void run(int n, int line, int first, int count, ptrdiff_t plane_in, ptrdiff_t plane_out, float* transformed,
+    // The tiles first..first+count-1. transformed: 36 matrices of (tiles, inputs); products: 36 of (tiles, outputs);
+    // border: 6x6 pixels.
+    void run(const Tiles& tiles, long first, int count, ptrdiff_t plane_in, ptrdiff_t plane_out, float* transformed,
              float* products, float* border) const {
-        const float* image = x + static_cast<ptrdiff_t>(n) * height * width * inputs;
-        for (int t = 0; t < count; ++t) enter(image, height, width, inputs, 4 * line - 1, 4 * (first + t) - 1, transformed + static_cast<ptrdiff_t>(t) * inputs, plane_in, border);
+        const ptrdiff_t pixels = static_cast<ptrdiff_t>(height) * width;
+        for (int t = 0; t < count; ++t)
+            enter(x + tiles.n(first + t) * pixels * inputs, height, width, inputs, tiles.top(first + t) - 1, tiles.left(first + t) - 1,
+                  transformed + static_cast<ptrdiff_t>(t) * inputs, plane_in, border);
         for (int k = 0; k < 36; ++k) {
             const float* from = transformed + k * plane_in;
             const float* weight = weights + static_cast<ptrdiff_t>(k) * inputs * outputs;
@@ -167,8 +180,9 @@ struct Convolution {
             else
                 product<1>(from, weight, to, count);
         }
-        float* result = y + static_cast<ptrdiff_t>(n) * height * width * outputs;
-        for (int t = 0; t < count; ++t) leave(products + static_cast<ptrdiff_t>(t) * outputs, plane_out, result, 4 * line, 4 * (first + t));
+        for (int t = 0; t < count; ++t)
+            leave(products + static_cast<ptrdiff_t>(t) * outputs, plane_out, y + tiles.n(first + t) * pixels * outputs,
+                  tiles.top(first + t), tiles.left(first + t));
     }
 
     template <int VECTORS>
@@ -209,13 +223,14 @@ struct WeightGradient {
     int height, width, inputs, outputs;
 
     // As Convolution::run, to sums (36, inputs, outputs) and, unless that is nullptr, bias (outputs).
-    void run(int n, int line, int first, int count, ptrdiff_t plane_in, ptrdiff_t plane_out, float* transformed,
+    void run(const Tiles& tiles, long first, int count, ptrdiff_t plane_in, ptrdiff_t plane_out, float* transformed,
              float* gradients, float* border, float* sums, float* bias) const {
-        const float* image = x + static_cast<ptrdiff_t>(n) * height * width * inputs;
-        const float* gradient = g + static_cast<ptrdiff_t>(n) * height * width * outputs;
+        const ptrdiff_t pixels = static_cast<ptrdiff_t>(height) * width;
         for (int t = 0; t < count; ++t) {
-            enter(image, height, width, inputs, 4 * line - 1, 4 * (first + t) - 1, transformed + static_cast<ptrdiff_t>(t) * inputs, plane_in, border);
-            widen(gradient, 4 * line, 4 * (first + t), gradients + static_cast<ptrdiff_t>(t) * outputs, plane_out, bias);
+            const ptrdiff_t n = tiles.n(first + t);
+            const int top = tiles.top(first + t), left = tiles.left(first + t);
+            enter(x + n * pixels * inputs, height, width, inputs, top - 1, left - 1, transformed + static_cast<ptrdiff_t>(t) * inputs, plane_in, border);
+            widen(g + n * pixels * outputs, top, left, gradients + static_cast<ptrdiff_t>(t) * outputs, plane_out, bias);
         }
         for (int k = 0; k < 36; ++k)
             if (outputs % (2 * WIDTH) == 0)
@@ -268,13 +283,14 @@ int streamdeblur_winograd(const float* x, float* y, const float* weights, const 
                           int inputs, int outputs, int add, int relu, int tiles, int threads) {
     if (batch < 1 || height < 1 || width < 1) return 0;
     const Convolution job{x, y, weights, bias, height, width, inputs, outputs, add != 0, relu != 0};
-    const int lines = (height + 3) / 4, across = (width + 3) / 4;
-    tiles = (std::min(tiles, across) + ROWS - 1) / ROWS * ROWS;
-    const int parts = (across + tiles - 1) / tiles;
-    const long runs = static_cast<long>(batch) * lines * parts;
+    const Tiles where(height, width);
+    const long all = where.of(batch);
+    // In even parts for the threads, where there are few.
+    tiles = static_cast<int>(std::min<long>(tiles, (all + std::max(threads, 1) - 1) / std::max(threads, 1)));
+    tiles = (tiles + ROWS - 1) / ROWS * ROWS;
+    const long runs = (all + tiles - 1) / tiles;
     const ptrdiff_t plane_in = static_cast<ptrdiff_t>(tiles) * inputs + APART, plane_out = static_cast<ptrdiff_t>(tiles) * outputs + APART;
     int failed = 0;
-    (void)threads;
 #pragma omp parallel num_threads(threads) if (threads > 1 && runs > 1)
     {
         float* const memory = scratch(36 * (plane_in + plane_out + inputs));
@@ -285,9 +301,8 @@ int streamdeblur_winograd(const float* x, float* y, const float* weights, const 
                 failed = 1;
                 continue;
             }
-            const int first = static_cast<int>(i % parts) * tiles;
-            job.run(static_cast<int>(i / parts / lines), static_cast<int>(i / parts % lines), first, std::min(tiles, across - first),
-                    plane_in, plane_out, memory, memory + 36 * plane_in, memory + 36 * (plane_in + plane_out));
+            job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, all - i * tiles)), plane_in, plane_out, memory,
+                    memory + 36 * plane_in, memory + 36 * (plane_in + plane_out));
         }
     }
     return failed;
@@ -304,14 +319,11 @@ int streamdeblur_winograd_gradient(const float* x, const float* g, float* sums, 
         return 0;
     }
     const WeightGradient job{x, g, height, width, inputs, outputs};
-    const int lines = (height + 3) / 4, across = (width + 3) / 4;
-    tiles = std::min(tiles, across);
-    const int cuts = (across + tiles - 1) / tiles;
-    const long runs = static_cast<long>(batch) * lines * cuts;
+    const Tiles where(height, width);
+    const long count = where.of(batch), runs = (count + tiles - 1) / tiles;
     const ptrdiff_t plane_in = static_cast<ptrdiff_t>(tiles) * inputs + APART, plane_out = static_cast<ptrdiff_t>(tiles) * outputs + APART;
     const ptrdiff_t all = static_cast<ptrdiff_t>(36) * inputs * outputs;
     int failed = 0;
-    (void)threads;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && parts > 1)
     for (int part = 0; part < parts; ++part) {
         float* const room = scratch(36 * (plane_in + plane_out + inputs));
@@ -323,9 +335,8 @@ int streamdeblur_winograd_gradient(const float* x, const float* g, float* sums, 
         float* const own = memory + part * (all + outputs);
         std::memset(own, 0, sizeof(float) * (all + outputs));
         for (long i = runs * part / parts; i < runs * (part + 1) / parts; ++i) {
-            const int first = static_cast<int>(i % cuts) * tiles;
-            job.run(static_cast<int>(i / cuts / lines), static_cast<int>(i / cuts % lines), first, std::min(tiles, across - first),
-                    plane_in, plane_out, room, room + 36 * plane_in, room + 36 * (plane_in + plane_out), own, bias ? own + all : nullptr);
+            job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, count - i * tiles)), plane_in, plane_out, room,
+                    room + 36 * plane_in, room + 36 * (plane_in + plane_out), own, bias ? own + all : nullptr);
         }
     }
     if (failed) return failed;
