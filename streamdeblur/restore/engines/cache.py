@@ -1,7 +1,9 @@
 """Where engines keep what is dear to make: one folder a user, safe to delete, its files replaced as a whole.
 
 ``STREAMDEBLUR_CACHE`` names the folder; else it is ``streamdeblur/engines`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
-Names of files are digests of everything that their contents depend on, so nothing in it is ever out of date.
+Names of files are digests of everything that their contents depend on, so nothing in it is ever out of date. Some are
+programs (compiled kernels, Inductor's code), and seals tell damage, not malice: whoever may write there runs code as
+those who read it.
 """
 
 from __future__ import annotations
