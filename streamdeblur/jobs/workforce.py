@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
-#: Words of ``--ray`` that mean this machine alone.
-_HERE = (None, "local", "")
-
 
 class Workforce:
     """The pool for a job, and what it consists of, for the summary."""
@@ -44,14 +41,18 @@ class Workforce:
         pixels = None if size is None or pictures is None else size[0] * size[1] * pictures
         spec = restorer_spec(options, pixels=pixels)
         several = options.device in ("auto", "cuda") and torch.cuda.is_available() and torch.cuda.device_count() > 1
+        address = None if options.ray in (None, "local", "") else options.ray
         use_ray = options.workers is not None or options.ray is not None or several
         # Built here in any case: weights and device are checked before anything is written, and the plan for the
         # frame size is made once, so that every worker cuts its frames alike.
         restorer = spec.build()
-        if options.engine == "auto" and facts(restorer.engine).name == "winograd" and options.ray not in _HERE:
-            # Compiled on each machine: others may have no compiler, or vectors of another width and so other last bits.
-            spec = dataclasses.replace(spec, engine="fused")
-            restorer = spec.build()
+        if options.engine == "auto" and facts(restorer.engine).name == "winograd" and use_ray:
+            from streamdeblur.runtime.ray_session import LOCAL, chosen_address
+
+            if chosen_address(address) != LOCAL:
+                # It is compiled on each machine: others may have no compiler, or other vectors and so other last bits.
+                spec = dataclasses.replace(spec, engine="fused")
+                restorer = spec.build()
         engine = restorer.engine
         on_gpu = engine.device.type == "cuda"
         self.model = model_name(options)
@@ -112,7 +113,6 @@ class Workforce:
         if on_gpu:
             torch.cuda.empty_cache()
         gpus = options.gpus_per_worker if options.gpus_per_worker is not None else float(on_gpu)
-        address = None if options.ray in _HERE else options.ray
         self.pool = RayPool(
             factory,
             workers=self.workers,

@@ -18,16 +18,20 @@ from streamdeblur.restore.engines.winograd import convolve, pack, run_tiles, sui
 
 log = logging.getLogger(__name__)
 
-#: Parts that the gradient of the weights is summed in: a fixed number, so that threads change no bit of it.
+#: Parts that the gradient of the weights is summed in: a fixed number, so that threads change no bit of it. More threads
+#: find no work in it; more parts would cost a few threads more time for memory than the products take.
 _PARTS = 8
 
 
 def quicken(net: nn.Module) -> int:
     """Let the convolutions of ``net`` that suit run through kernels of our own from now on; how many they are.
 
-    For float32 on a CPU; names and values of parameters stay. None where this machine has no C++ compiler.
+    For float32 on a CPU; names and values of parameters stay. None where this machine has no C++ compiler, or one whose
+    kernels would leave PyTorch's other threads idle.
     """
     try:
+        if not kernels.library().streamdeblur_winograd_parallel() and torch.get_num_threads() > 1:
+            return 0
         found = [
             m
             for m in net.modules()
@@ -112,9 +116,13 @@ def _remember(
     ctx.biased = bias is not None  # type: ignore[attr-defined]
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+def _backward(
+    ctx: torch.autograd.function.FunctionCtx, g: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
     of_x = _input_gradient(g, weight) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
+    if not any(ctx.needs_input_grad[1:]):  # type: ignore[attr-defined]
+        return of_x, None, None
     of_weight, of_bias = _weight_gradient(g, x)
     return of_x, of_weight, of_bias if ctx.biased else None  # type: ignore[attr-defined]
 

@@ -472,6 +472,7 @@ def test_the_workforce_says_what_runs_and_hands_workers_the_same(monkeypatch: py
         return "pool"
 
     monkeypatch.setattr(ray_pool, "RayPool", pool)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     options = ProcessOptions(model=MODEL, weights="random:9", device="cpu", precision="fp32", workers=2)
     workforce = Workforce(options, (96, 64), 10)
     assert workforce.prepare_seconds > 0
@@ -486,6 +487,10 @@ def test_the_workforce_says_what_runs_and_hands_workers_the_same(monkeypatch: py
         assert handed["spec"].engine == workforce.engine == word
     Workforce(options.model_copy(update={"ray": "ray://host:10001", "engine": "eager"}), (96, 64), 10)
     assert handed["spec"].engine == "eager"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "ray://host:10001")
+        Workforce(options, (96, 64), 10)
+    assert handed["spec"].engine == "fused"
 
     # In one process two callers would have a thread each; so have workers, where that changes the last bits.
     for precision, threads in (("fp32", 1), ("bf16", 2)):

@@ -64,6 +64,26 @@ def test_results_and_gradients_are_those_of_float64(
         assert distance(parameter.grad, expected) < 1e-5, name
 
 
+def test_frozen_weights_get_no_gradient() -> None:
+    _, quick = convolution(16, 16)
+    quick.requires_grad_(False)
+    x = torch.randn(1, 16, 8, 8, requires_grad=True)
+    quick(x).sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is None for parameter in quick.parameters())
+
+
+def test_kernels_of_one_thread_do_not_replace_those_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Alone:
+        def streamdeblur_winograd_parallel(self) -> int:
+            return 0
+
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+    torch.set_num_threads(2)
+    monkeypatch.setattr(kernels, "library", Alone)
+    assert quicken(net) == 0
+
+
 def test_an_input_without_gradient_gets_none() -> None:
     plain, quick = convolution(16, 16)
     x = torch.randn(1, 16, 8, 8)

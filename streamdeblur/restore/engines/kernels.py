@@ -27,7 +27,7 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math
 #: Seconds that a compiler may take; one that is there takes two.
 _PATIENCE = 60.0
 
-_INSTEAD = "take --engine auto or fused"
+_INSTEAD = "set CXX to another, or do without --engine winograd"
 
 _lock = threading.Lock()
 
@@ -52,48 +52,65 @@ def version() -> str:
 def library() -> ctypes.CDLL:
     """The kernels, compiled for this CPU; a few seconds when a machine has them first. Safe for any thread.
 
-    Raises DeviceError where there is no compiler, or where it fails.
+    Raises DeviceError where there is no compiler, or where it fails; it is not tried again in this process.
     """
     with _lock:
-        return _library()
+        found = _library()
+    if isinstance(found, DeviceError):
+        raise found
+    return found
+
+
+class _TooLong(DeviceError):
+    """A compiler that did not end."""
 
 
 @once
-def _library() -> ctypes.CDLL:
-    compiler = _required()
-    digest = cache.key(version(), cache.cpu_name(), *map(str, _openmp()))
-    kept = cache.cache_folder() / "kernels" / f"{digest}.so"
-    if cache.intact(kept):
-        try:
-            return _open(kept)
-        except DeviceError as e:  # in a folder from which nothing may be run, say
-            log.debug("kept kernels: %s", e)
-    with tempfile.TemporaryDirectory(prefix="streamdeblur-") as folder:
-        made = Path(folder) / "kernels.so"
-        try:
-            _compile(compiler, made, parallel=True)
-            found = _open(made)
-        except DeviceError as e:
-            # Clang's OpenMP is not GCC's, which PyTorch brings. Frames side by side use all cores without it.
-            log.debug("kernels without OpenMP: %s", e)
-            _compile(compiler, made, parallel=False)
-            found = _open(made)
-        try:
-            with cache.replacing(kept) as temporary:
-                shutil.copyfile(made, temporary)
-            cache.seal(kept)
-        except OSError as e:
-            log.debug("compiled kernels can't be kept: %s", e)
-    return found
+def _library() -> ctypes.CDLL | DeviceError:
+    try:
+        compiler = _required()
+        digest = cache.key(version(), cache.cpu_name(), *map(str, _openmp()))
+        kept = cache.cache_folder() / "kernels" / f"{digest}.so"
+        if cache.intact(kept):
+            with suppress(DeviceError):  # in a folder from which nothing may be run, say
+                return _open(kept)
+        with tempfile.TemporaryDirectory(prefix="streamdeblur-") as folder:
+            made = Path(folder) / "kernels.so"
+            try:
+                return _make(compiler, made, kept, parallel=True)
+            except _TooLong:
+                raise
+            except DeviceError as e:
+                # Clang's OpenMP is not GCC's, which PyTorch brings. Frames side by side use all cores without it.
+                log.debug("kernels without OpenMP: %s", e)
+                return _make(compiler, made, kept, parallel=False)
+    except DeviceError as e:
+        return e
+    except OSError as e:
+        return DeviceError(f"there is no folder to compile kernels in ({e})", "set TMPDIR")
+
+
+def _make(compiler: str, made: Path, kept: Path, *, parallel: bool) -> ctypes.CDLL:
+    """Compile, and open from the cache, else, where that can't be, from where it was made. Raises DeviceError."""
+    _compile(compiler, made, parallel=parallel)
+    try:
+        with cache.replacing(kept) as temporary:
+            shutil.copyfile(made, temporary)
+        cache.seal(kept)
+        return _open(kept)
+    except (OSError, DeviceError) as e:
+        log.debug("compiled kernels can't be kept: %s", e)
+        return _open(made)
 
 
 def _open(path: Path) -> ctypes.CDLL:
     try:
         found = ctypes.CDLL(str(path))
     except OSError as e:
-        raise DeviceError(f"compiled kernels can't be loaded ({e})", f"{_INSTEAD}, or set TMPDIR") from None
+        raise DeviceError(f"compiled kernels can't be loaded ({e})", f"{_INSTEAD}, or set STREAMDEBLUR_CACHE") from None
     pointer, number = ctypes.c_void_p, ctypes.c_int
     found.streamdeblur_winograd_width.restype = number
+    found.streamdeblur_winograd_parallel.restype = number
     found.streamdeblur_winograd.argtypes = [pointer] * 4 + [number] * 9
     found.streamdeblur_winograd.restype = number
     found.streamdeblur_winograd_gradient.argtypes = [pointer] * 5 + [number] * 8
@@ -135,33 +152,36 @@ def _compile(compiler: str, to: Path, *, parallel: bool) -> None:
 
 
 def _call(command: list[str]) -> str:
-    """What it prints. In a session of its own, so that all that a wrapper starts can be stopped. Raises DeviceError."""
+    """What it prints. All that it starts ends with it. Raises DeviceError, OSError where nothing can be written."""
     name = command[0]
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            env={**os.environ, "LC_ALL": "C"},  # its errors are looked for by that word
-            start_new_session=True,
-        )
-    except OSError as e:
-        raise DeviceError(f"the C++ compiler {name} does not run ({e.strerror})", _INSTEAD) from None
-    try:
-        printed, errors = process.communicate(timeout=_PATIENCE)
-    except subprocess.TimeoutExpired:
-        raise DeviceError(f"the C++ compiler {name} takes longer than {_PATIENCE:g} s", _INSTEAD) from None
-    finally:
-        if process.poll() is None:
-            with suppress(ProcessLookupError):
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:  # pipes might be held open by others
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=errors,
+                env={**os.environ, "LC_ALL": "C"},  # its errors are looked for by that word
+                start_new_session=True,
+            )
+        except OSError as e:
+            raise DeviceError(f"the C++ compiler {name} does not run ({e.strerror})", _INSTEAD) from None
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise _TooLong(f"the C++ compiler {name} takes longer than {_PATIENCE:g} s", _INSTEAD) from None
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
+        texts = []
+        for file in (printed, errors):
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "replace"))
     if process.returncode:
-        log.debug("%s\n%s", " ".join(command), errors)
-        told = next((line.strip() for line in errors.splitlines() if "error" in line), "")
+        log.debug("%s\n%s", " ".join(command), texts[1])
+        lines = [line.strip() for line in texts[1].splitlines() if "error" in line]
+        told = next((line for line in lines if not line.startswith("collect2")), "")
         how = f"by signal {-process.returncode}" if process.returncode < 0 else f"with {process.returncode}"
         raise DeviceError(f"the C++ compiler {name} ends {how} ({told[:160] or 'it does not say why'})", _INSTEAD)
-    return printed
+    return texts[0]

@@ -275,6 +275,15 @@ extern "C" {
 // What numbers of channels have to be multiples of.
 int streamdeblur_winograd_width() { return WIDTH; }
 
+// Whether one call uses several threads.
+int streamdeblur_winograd_parallel() {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 // y (batch, height, width, outputs) = convolution of x (batch, height, width, inputs), or y + it with `add`; then ReLU
 // with `relu`. weights: (36, outputs / panel, inputs, panel), transformed; panel is 2 widths where that divides
 // outputs, else one. bias: may be nullptr. tiles: in a run, at most. threads: at work at most. Returns 0, or 1 where a

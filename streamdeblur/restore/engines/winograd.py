@@ -78,7 +78,9 @@ def convolve(
     """
     n, inputs, h, w = x.shape
     outputs = y.shape[1]
-    assert x.dtype == y.dtype == packed.dtype == torch.float32, "memory is handed over as it is"
+    assert {t.dtype for t in (x, y, packed, bias) if t is not None} == {torch.float32}, "memory is handed over as it is"
+    assert packed.is_contiguous()
+    assert bias is None or bias.is_contiguous()
     assert (n, h, w) == (y.shape[0], *y.shape[2:])
     assert packed.numel() == 36 * inputs * outputs
     failed = kernels.library().streamdeblur_winograd(
