@@ -18,8 +18,8 @@ from streamdeblur.restore.engines.winograd import convolve, pack, run_tiles, sui
 
 log = logging.getLogger(__name__)
 
-#: Parts that the gradient of the weights is summed in: a fixed number, so that threads change no bit of it. More threads
-#: find no work in it; more parts would cost a few threads more time for memory than the products take.
+#: Parts that the gradient of the weights is summed in: a fixed number, so that threads change no bit of it. Threads
+#: beyond it find no work; more parts would cost a few threads more time for memory than the products take.
 _PARTS = 8
 
 
