@@ -66,6 +66,7 @@ PORTABLE = (
             "bare",
             "batches",
             "codec",
+            "convolutions",
             "losses",
             "meter",
             "monitor",
