@@ -7,8 +7,6 @@ some sums; oneDNN and OpenVINO have no such thing for x86 in float32. What it ro
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
@@ -134,9 +132,7 @@ class WinogradEngine(FusedEngine):
     name = "winograd"
 
     def __init__(self, model: ResidualModel) -> None:
-        began = time.perf_counter()
         super().__init__(model, torch.float32)
-        self.prepare_seconds = time.perf_counter() - began
 
     def _fold(self, model: ResidualModel) -> ResidualModel:
         def convolution(weight: Tensor, bias: Tensor | None, stride: int) -> WinogradConv | None:
