@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,22 +27,14 @@ CPU = torch.device("cpu")
 #: A network of our own kind without shipped weights: small, every layer in it.
 TINY = MIMOUNetConfig(width=8, blocks=1)
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 needs_onednn = pytest.mark.skipif(
     not can_fold(MIMOUNet(TINY), torch.float32), reason="this PyTorch has no oneDNN operations"
 )
 needs_onednn_bf16 = pytest.mark.skipif(
     not can_fold(MIMOUNet(TINY), torch.bfloat16), reason="oneDNN has no bf16 on this CPU"
 )
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache of the test's own, and one thread: layers this small only wait for each other's."""
-    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "cache"))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path / "cache"
-    torch.set_num_threads(before)
 
 
 def network(config: MIMOUNetConfig = TINY, seed: int = 0) -> MIMOUNet:

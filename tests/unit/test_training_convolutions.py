@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,16 +13,10 @@ from streamdeblur.models import MIMOUNet, MIMOUNetConfig
 from streamdeblur.restore.engines import kernels
 from streamdeblur.training.convolutions import quicken
 
-pytestmark = pytest.mark.skipif(kernels.find_compiler() is None, reason="there is no C++ compiler")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "cache"))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("own_cache"),
+    pytest.mark.skipif(kernels.find_compiler() is None, reason="there is no C++ compiler"),
+]
 
 
 def convolution(inputs: int, outputs: int, bias: bool = True) -> tuple[nn.Conv2d, nn.Conv2d]:

@@ -32,19 +32,13 @@ CONFIG = MIMOUNetConfig(width=16, blocks=1)
 #: What rounding makes at most, where inputs and results are of the size of 1; another tap would make some 0.1.
 LITTLE = 2e-4
 
-pytestmark = pytest.mark.skipif(
-    kernels.find_compiler() is None or not can_fold(MIMOUNet(CONFIG), torch.float32),
-    reason="there is no C++ compiler, or this PyTorch has no oneDNN operations",
-)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "cache"))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path / "cache"
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("own_cache"),
+    pytest.mark.skipif(
+        kernels.find_compiler() is None or not can_fold(MIMOUNet(CONFIG), torch.float32),
+        reason="there is no C++ compiler, or this PyTorch has no oneDNN operations",
+    ),
+]
 
 
 @pytest.fixture
