@@ -66,7 +66,7 @@ def _empty(like: Tensor, channels: int) -> Tensor:
 
 @torch.library.custom_op("streamdeblur::conv3x3", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return convolve(_last(x), pack(weight), bias, _empty(x, weight.shape[0]))
+    return convolve(_last(x), pack(weight, torch.float32), bias, _empty(x, weight.shape[0]))
 
 
 @_forward.register_fake
@@ -76,7 +76,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("streamdeblur::conv3x3_input_gradient", mutates_args=())
 def _input_gradient(g: Tensor, weight: Tensor) -> Tensor:
-    return convolve(_last(g), pack(weight.flip(2, 3).transpose(0, 1)), None, _empty(g, weight.shape[1]))
+    return convolve(_last(g), pack(weight.flip(2, 3).transpose(0, 1), torch.float32), None, _empty(g, weight.shape[1]))
 
 
 @_input_gradient.register_fake
@@ -95,7 +95,7 @@ def _weight_gradient(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     failed = kernels.library().streamdeblur_winograd_gradient(
         *(t.data_ptr() for t in (x, g, sums, bias, memory)),
         *(n, h, w, inputs, outputs),
-        *(run_tiles(inputs, outputs), _PARTS, torch.get_num_threads()),
+        *(False, run_tiles(inputs, outputs), _PARTS, torch.get_num_threads()),
     )
     if failed:
         raise MemoryError("a thread of a convolution's gradient")

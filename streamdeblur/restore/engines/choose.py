@@ -19,7 +19,7 @@ from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.folding import can_fold
 from streamdeblur.models.trial import fingerprint
 from streamdeblur.restore.engines import kernels
-from streamdeblur.restore.engines.devices import PRECISIONS, resolve_precision
+from streamdeblur.restore.engines.devices import PRECISIONS, bf16_pays, cpu_flags, resolve_precision
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.protocol import ENGINES, Engine, facts, share
 from streamdeblur.restore.engines.verdicts import Trials
@@ -56,9 +56,10 @@ def build_engine(
 
     Each engine but eager mode is compared with eager fp32 when it is first used on a machine (``Trials``); one that
     computes something else gives way to the next, with a warning. "auto" takes for networks on CUDA: cuda-graphs; on a
-    CPU in fp32: winograd where there is a C++ compiler; on a CPU else: openvino where it is installed and prepared or
-    worth preparing, else fused; the process then keeps the memory that it frees (``heap``). Models without weights run
-    in eager mode. Raises UsageError for unknown or impossible words, DeviceError for what this machine lacks.
+    CPU in fp32, or in bf16 by AVX-512: winograd where there is a C++ compiler; on a CPU else: openvino where it is
+    installed and prepared or worth preparing, else fused; the process then keeps the memory that it frees (``heap``).
+    Models without weights run in eager mode. Raises UsageError for unknown or impossible words, DeviceError for what
+    this machine lacks.
     """
     began = time.perf_counter()
     if engine != "auto" and engine not in ENGINES:
@@ -146,11 +147,14 @@ def _ways(
 
         return [_Way("onnx", "fp32", onnx.version()), _Way("eager", "fp32")]
     if engine == "winograd":
-        if precision not in ("auto", "fp32"):
-            raise UsageError(f"engine winograd runs in fp32, not {precision}", "leave --precision out")
-        if device.type != "cpu" or not can_fold(model, torch.float32):
-            raise UsageError(f"engine winograd does not run this network on {device}", "take --engine auto or eager")
-        return [_Way("winograd", "fp32", kernels.version()), _Way("eager", "fp32")]
+        kind = ("bf16" if _multiplies_bf16() else "fp32") if precision == "auto" else precision
+        if kind not in ("fp32", "bf16"):
+            raise UsageError(f"engine winograd runs in fp32 or bf16, not {kind}", "leave --precision out")
+        if device.type != "cpu" or not can_fold(model, PRECISIONS[kind]):
+            raise UsageError(
+                f"engine winograd does not run this network in {kind} on {device}", "take --engine auto or eager"
+            )
+        return [_Way("winograd", kind, kernels.version()), _Way("eager", kind)]
     dtype = resolve_precision(precision, device, model)
     kind = _word(dtype)
     last = _Way("eager", kind)
@@ -177,7 +181,7 @@ def _ways(
     if device.type != "cpu":
         return [last]
     found = []
-    if kind == "fp32" and can_fold(model, dtype):
+    if (kind == "fp32" or (kind == "bf16" and _multiplies_bf16())) and can_fold(model, dtype):
         try:
             found.append(_Way("winograd", kind, kernels.version()))
         except DeviceError:
@@ -193,6 +197,12 @@ def _ways(
     if can_fold(model, dtype):
         found.append(_Way("fused", kind))
     return [*found, last]
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the kernels of engine winograd gain by bf16 here: AVX512-BF16 that pays, and no AMX, which pays more."""
+    flags = cpu_flags()
+    return "avx512_bf16" in flags and "amx_bf16" not in flags and bf16_pays()
 
 
 def _word(dtype: torch.dtype) -> str:
@@ -222,7 +232,7 @@ def _fused(model: ResidualModel, device: torch.device, precision: str) -> Engine
 def _winograd(model: ResidualModel, device: torch.device, precision: str) -> Engine:
     from streamdeblur.restore.engines.winograd import WinogradEngine
 
-    return WinogradEngine(model)
+    return WinogradEngine(model, PRECISIONS[precision])
 
 
 def _compiled(model: ResidualModel, device: torch.device, precision: str) -> Engine:

@@ -111,9 +111,10 @@ def _open(path: Path) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int
     found.streamdeblur_winograd_width.restype = number
     found.streamdeblur_winograd_parallel.restype = number
-    found.streamdeblur_winograd.argtypes = [pointer] * 4 + [number] * 9
+    found.streamdeblur_winograd_half.restype = number
+    found.streamdeblur_winograd.argtypes = [pointer] * 4 + [number] * 10
     found.streamdeblur_winograd.restype = number
-    found.streamdeblur_winograd_gradient.argtypes = [pointer] * 5 + [number] * 8
+    found.streamdeblur_winograd_gradient.argtypes = [pointer] * 5 + [number] * 9
     found.streamdeblur_winograd_gradient.restype = number
     return found
 

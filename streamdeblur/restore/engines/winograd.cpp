@@ -1,5 +1,8 @@
-// Convolutions of 3x3, stride 1, zeros around, float32, channels last, by Winograd's F(4x4, 3x3): 36 products where the
-// definition has 144. Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, Sec. 4.3.
+// Convolutions of 3x3, stride 1, zeros around, channels last, by Winograd's F(4x4, 3x3): 36 products where the definition
+// has 144. Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, Sec. 4.3.
+//
+// In float32; and in bfloat16 where the processor multiplies that (AVX512-BF16): images and what is multiplied are
+// bfloat16, transforms, sums, bias and gradients of weights float32.
 //
 // Work is cut into runs of tiles of 4x4 results, line after line and image after image, small enough that what a run needs
 // stays in the cache of a core: its tiles are transformed, multiplied with the transformed weights (36 matrix products), and
@@ -12,8 +15,12 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -27,24 +34,62 @@ constexpr int WIDTH = 8, ROWS = 6, CHANNELS = 4;
 constexpr int WIDTH = 4, ROWS = 6, CHANNELS = 4;
 #endif
 
-// Values between the 36 matrices, so that their rows don't all fall into the same lines of the cache.
-constexpr int APART = 16;
+// Bytes between the 36 matrices, so that their rows don't all fall into the same lines of the cache.
+constexpr int APART = 64;
 
 typedef float Vector __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
 
-// B^T d: six values, `step` apart, to six.
-inline void forward(const Vector* d, Vector* t, int step) {
+// What images, and the matrices that are multiplied, are made of. Factor: what one lane of a product takes of a matrix,
+// PAIR values that are neighbours along the sum.
+struct Single {
+    typedef float Value;
+    typedef float Factor;
+    static constexpr int PAIR = 1;
+
+    static Vector factors(const Factor* from) { return load(from); }
+    static Vector multiply(Vector sum, Factor a, Vector b) { return sum + a * b; }
+    static void interleave(Factor* to, Vector first, Vector) { store(to, first); }
+};
+
+#if defined(__AVX512BF16__)
+typedef uint16_t Half;
+typedef Half Halves __attribute__((vector_size(WIDTH * 2), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
+
+inline Words words(Halves halves) { return __builtin_convertvector(halves, Words); }
+inline Halves rounded(Vector value) { return reinterpret_cast<Halves>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(value))); }
+inline Vector load(const Half* from) { return reinterpret_cast<Vector>(words(*reinterpret_cast<const Halves*>(from)) << 16); }
+inline void store(Half* to, Vector value) { *reinterpret_cast<Halves*>(to) = rounded(value); }
+
+struct Double {
+    typedef Half Value;
+    typedef uint32_t Factor __attribute__((aligned(4), may_alias));
+    static constexpr int PAIR = 2;
+
+    static Vector factors(const Factor* from) { return *reinterpret_cast<const Vector*>(from); }
+    static Vector multiply(Vector sum, Factor a, Vector b) {
+        const __m512bh both = reinterpret_cast<__m512bh>(Words{} + a);
+        return reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), both, reinterpret_cast<__m512bh>(b)));
+    }
+    static void interleave(Factor* to, Vector first, Vector second) {
+        *reinterpret_cast<Words*>(to) = words(rounded(first)) | words(rounded(second)) << 16;
+    }
+};
+#endif
+
+// B^T d: six values to six.
+inline void forward(const Vector* d, Vector* t) {
     const Vector even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1];
     const Vector near = d[4] - d[2], far = 2.0f * (d[3] - d[1]);
     t[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
-    t[step] = even + odd;
-    t[2 * step] = even - odd;
-    t[3 * step] = near + far;
-    t[4 * step] = near - far;
-    t[5 * step] = 4.0f * d[1] - 5.0f * d[3] + d[5];
+    t[1] = even + odd;
+    t[2] = even - odd;
+    t[3] = near + far;
+    t[4] = near - far;
+    t[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
 }
 
 // A^T m: six values to four, `step` apart.
@@ -68,81 +113,105 @@ inline void spread(const Vector* g, Vector* t, int step) {
     t[5 * step] = g[3];
 }
 
-// ROWS rows of a (rows x depth) times a panel b (depth x VECTORS vectors), to c.
-template <int VECTORS>
-inline void multiply(const float* a, ptrdiff_t a_row, const float* b, float* c, ptrdiff_t c_row, int depth) {
+// ROWS rows of a (rows x depth) times a panel b (depth x VECTORS vectors), to c. Depth and a's rows in factors.
+template <class Kind, int VECTORS>
+inline void multiply(const typename Kind::Factor* a, ptrdiff_t a_row, const typename Kind::Factor* b, float* c, ptrdiff_t c_row, int depth) {
     Vector sum[ROWS][VECTORS];
     for (int r = 0; r < ROWS; ++r)
         for (int v = 0; v < VECTORS; ++v) sum[r][v] = Vector{};
     for (int k = 0; k < depth; ++k) {
         Vector weight[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) weight[v] = load(b + (static_cast<ptrdiff_t>(k) * VECTORS + v) * WIDTH);
+        for (int v = 0; v < VECTORS; ++v) weight[v] = Kind::factors(b + (static_cast<ptrdiff_t>(k) * VECTORS + v) * WIDTH);
         for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] += a[r * a_row + k] * weight[v];
+            for (int v = 0; v < VECTORS; ++v) sum[r][v] = Kind::multiply(sum[r][v], a[r * a_row + k], weight[v]);
     }
     for (int r = 0; r < ROWS; ++r)
         for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * WIDTH, sum[r][v]);
 }
 
 // To CHANNELS rows of c: that many columns of a (depth x columns), turned, times VECTORS vectors of b (depth x columns).
-template <int VECTORS>
-inline void accumulate(const float* a, ptrdiff_t a_row, const float* b, ptrdiff_t b_row, float* c, ptrdiff_t c_row, int depth) {
+// Depth, columns and rows of a and b in factors.
+template <class Kind, int VECTORS>
+inline void accumulate(const typename Kind::Factor* a, ptrdiff_t a_row, const typename Kind::Factor* b, ptrdiff_t b_row, float* c, ptrdiff_t c_row, int depth) {
     Vector sum[CHANNELS][VECTORS];
     for (int r = 0; r < CHANNELS; ++r)
         for (int v = 0; v < VECTORS; ++v) sum[r][v] = load(c + r * c_row + v * WIDTH);
     for (int k = 0; k < depth; ++k) {
         Vector value[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) value[v] = load(b + k * b_row + v * WIDTH);
+        for (int v = 0; v < VECTORS; ++v) value[v] = Kind::factors(b + k * b_row + v * WIDTH);
         for (int r = 0; r < CHANNELS; ++r)
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] += a[k * a_row + r] * value[v];
+            for (int v = 0; v < VECTORS; ++v) sum[r][v] = Kind::multiply(sum[r][v], a[k * a_row + r], value[v]);
     }
     for (int r = 0; r < CHANNELS; ++r)
         for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * WIDTH, sum[r][v]);
 }
 
-// Memory of this thread, kept until it ends; nullptr where there is none. Its values are finite, or were a tile's.
-float* scratch(size_t values) {
+// Memory of this thread, kept until it ends; nullptr where there is none. What lies in it is finite, or was a tile's.
+char* scratch(size_t bytes) {
     struct Held {
-        float* memory = nullptr;
-        size_t values = 0;
+        char* memory = nullptr;
+        size_t bytes = 0;
         ~Held() { std::free(memory); }
     };
     static thread_local Held held;
-    if (values > held.values) {
-        const size_t bytes = (values * sizeof(float) + 63) / 64 * 64;
+    if (bytes > held.bytes) {
+        bytes = (bytes + 63) / 64 * 64;
         std::free(held.memory);
-        held.memory = static_cast<float*>(std::aligned_alloc(64, bytes));
-        held.values = held.memory ? values : 0;
+        held.memory = static_cast<char*>(std::aligned_alloc(64, bytes));
+        held.bytes = held.memory ? bytes : 0;
         if (held.memory) std::memset(held.memory, 0, bytes);
     }
     return held.memory;
 }
 
-// The 6x6 pixels from (top, left) of an image (height, width, inputs), transformed, to 36 matrices `plane` apart. border:
-// room for 6x6 pixels.
-void enter(const float* image, int height, int width, int inputs, int top, int left, float* to, ptrdiff_t plane, float* border) {
-    ptrdiff_t row = static_cast<ptrdiff_t>(width) * inputs;
-    const float* from = image + top * row + static_cast<ptrdiff_t>(left) * inputs;
-    if (top < 0 || left < 0 || top + 6 > height || left + 6 > width) {
-        std::memset(border, 0, sizeof(float) * 36 * inputs);
+// 6x6 pixels of an image, lines `row` values apart.
+template <class Value>
+struct Window {
+    const Value* from;
+    ptrdiff_t row;
+    int channels;
+
+    // Those from (top, left) of an image (height, width, channels). border: room for 6x6 pixels.
+    Window(const Value* image, int height, int width, int channels, int top, int left, Value* border) : channels(channels) {
+        row = static_cast<ptrdiff_t>(width) * channels;
+        from = image + top * row + static_cast<ptrdiff_t>(left) * channels;
+        if (top >= 0 && left >= 0 && top + 6 <= height && left + 6 <= width) return;
+        std::memset(border, 0, sizeof(Value) * 36 * channels);
         const int begin = std::max(0, -left), end = std::min(6, width - left);
         for (int i = std::max(0, -top); i < std::min(6, height - top); ++i)
-            std::memcpy(border + (i * 6 + begin) * inputs, from + i * row + static_cast<ptrdiff_t>(begin) * inputs, sizeof(float) * (end - begin) * inputs);
+            std::memcpy(border + (i * 6 + begin) * channels, from + i * row + static_cast<ptrdiff_t>(begin) * channels, sizeof(Value) * (end - begin) * channels);
         from = border;
-        row = 6 * inputs;
+        row = 6 * channels;
     }
-    for (int c = 0; c < inputs; c += WIDTH) {
-        Vector half[36], line[6];
+
+    // A vector of channels from c, transformed: put(k, values) for each of the 36.
+    template <class Put>
+    inline void transform(int c, Put put) const {
+        // The upper three lines of the result share nothing but the pixels with the lower three, and three lines fit the
+        // registers of AVX-512. Where pixels have to be widened first, doing that twice costs more than it saves.
+        if constexpr (sizeof(Value) == sizeof(float)) {
+            lines<0, 3>(c, put);
+            lines<3, 3>(c, put);
+        } else {
+            lines<0, 6>(c, put);
+        }
+    }
+
+    // The lines FIRST..FIRST+COUNT-1 of the six.
+    template <int FIRST, int COUNT, class Put>
+    inline void lines(int c, Put put) const {
+        Vector half[6 * COUNT], line[6], all[6];
         for (int j = 0; j < 6; ++j) {
-            for (int i = 0; i < 6; ++i) line[i] = load(from + i * row + j * inputs + c);
-            forward(line, half + j, 6);
+            for (int i = 0; i < 6; ++i) line[i] = load(from + i * row + j * channels + c);
+            forward(line, all);
+            for (int i = 0; i < COUNT; ++i) half[6 * i + j] = all[FIRST + i];
         }
-        for (int i = 0; i < 6; ++i) {
-            forward(half + 6 * i, line, 1);
-            for (int j = 0; j < 6; ++j) store(to + (6 * i + j) * plane + c, line[j]);
+        for (int i = 0; i < COUNT; ++i) {
+            forward(half + 6 * i, line);
+            for (int j = 0; j < 6; ++j) put(6 * (FIRST + i) + j, line[j]);
         }
     }
-}
+};
 
 // Where the tiles of a batch lie: the tile of number `tile` is of image n and begins at (top, left).
 struct Tiles {
@@ -155,46 +224,68 @@ struct Tiles {
     ptrdiff_t n(long tile) const { return tile / across / down; }
 };
 
+// Bytes of `count` values, and more, so that what follows begins at a line of the cache.
+template <class T>
+constexpr size_t room(ptrdiff_t count) {
+    return (sizeof(T) * count + 63) / 64 * 64;
+}
+
+template <class Kind>
 struct Convolution {
-    const float* x;
-    float* y;
-    const float* weights;
+    typedef typename Kind::Value Value;
+    typedef typename Kind::Factor Factor;
+
+    const Value* x;
+    Value* y;
+    const Value* weights;
     const float* bias;
     int height, width, inputs, outputs;
     bool add, relu;
 
-    // The tiles first..first+count-1. transformed: 36 matrices of (tiles, inputs); products: 36 of (tiles, outputs);
-    // border: 6x6 pixels.
-    void run(const Tiles& tiles, long first, int count, ptrdiff_t plane_in, ptrdiff_t plane_out, float* transformed,
-             float* products, float* border) const {
-        const ptrdiff_t pixels = static_cast<ptrdiff_t>(height) * width;
-        for (int t = 0; t < count; ++t)
-            enter(x + tiles.n(first + t) * pixels * inputs, height, width, inputs, tiles.top(first + t) - 1, tiles.left(first + t) - 1,
-                  transformed + static_cast<ptrdiff_t>(t) * inputs, plane_in, border);
+    // Values from one of the 36 matrices to the next: of (tiles, inputs) before, of (tiles, outputs) after the products.
+    ptrdiff_t plane_in(int tiles) const { return static_cast<ptrdiff_t>(tiles) * inputs + APART / sizeof(Value); }
+    ptrdiff_t plane_out(int tiles) const { return static_cast<ptrdiff_t>(tiles) * outputs + APART / sizeof(float); }
+    size_t memory(int tiles) const {
+        return room<Value>(36 * plane_in(tiles)) + room<float>(36 * plane_out(tiles)) + room<Value>(36 * inputs);
+    }
+
+    // The tiles first..first+count-1, at most `tiles`, in `memory`.
+    void run(const Tiles& where, long first, int count, int tiles, char* memory) const {
+        const ptrdiff_t pixels = static_cast<ptrdiff_t>(height) * width, plane = plane_in(tiles);
+        Value* const transformed = reinterpret_cast<Value*>(memory);
+        float* const products = reinterpret_cast<float*>(memory + room<Value>(36 * plane));
+        Value* const border = reinterpret_cast<Value*>(memory + room<Value>(36 * plane) + room<float>(36 * plane_out(tiles)));
+        for (int t = 0; t < count; ++t) {
+            const Window<Value> window(x + where.n(first + t) * pixels * inputs, height, width, inputs, where.top(first + t) - 1,
+                                       where.left(first + t) - 1, border);
+            Value* const to = transformed + static_cast<ptrdiff_t>(t) * inputs;
+            for (int c = 0; c < inputs; c += WIDTH) window.transform(c, [=](int k, Vector values) { store(to + k * plane + c, values); });
+        }
         for (int k = 0; k < 36; ++k) {
-            const float* from = transformed + k * plane_in;
-            const float* weight = weights + static_cast<ptrdiff_t>(k) * inputs * outputs;
-            float* to = products + k * plane_out;
+            const Factor* from = reinterpret_cast<const Factor*>(transformed + k * plane);
+            const Factor* weight = reinterpret_cast<const Factor*>(weights + static_cast<ptrdiff_t>(k) * inputs * outputs);
+            float* to = products + k * plane_out(tiles);
             if (outputs % (2 * WIDTH) == 0)
                 product<2>(from, weight, to, count);
             else
                 product<1>(from, weight, to, count);
         }
         for (int t = 0; t < count; ++t)
-            leave(products + static_cast<ptrdiff_t>(t) * outputs, plane_out, y + tiles.n(first + t) * pixels * outputs,
-                  tiles.top(first + t), tiles.left(first + t));
+            leave(products + static_cast<ptrdiff_t>(t) * outputs, plane_out(tiles), y + where.n(first + t) * pixels * outputs,
+                  where.top(first + t), where.left(first + t));
     }
 
     template <int VECTORS>
-    void product(const float* from, const float* weight, float* to, int count) const {
+    void product(const Factor* from, const Factor* weight, float* to, int count) const {
+        const int depth = inputs / Kind::PAIR;
         for (int o = 0; o < outputs; o += VECTORS * WIDTH)
             for (int t = 0; t < count; t += ROWS)  // the last rows may be of no tile: nobody reads their products
-                multiply<VECTORS>(from + static_cast<ptrdiff_t>(t) * inputs, inputs, weight + static_cast<ptrdiff_t>(o) * inputs,
-                                  to + static_cast<ptrdiff_t>(t) * outputs + o, outputs, inputs);
+                multiply<Kind, VECTORS>(from + static_cast<ptrdiff_t>(t) * depth, depth, weight + static_cast<ptrdiff_t>(o) * depth,
+                                        to + static_cast<ptrdiff_t>(t) * outputs + o, outputs, depth);
     }
 
     // One tile's products, transformed back to what of its 4x4 pixels lies in the image.
-    void leave(const float* from, ptrdiff_t plane, float* result, int top, int left) const {
+    void leave(const float* from, ptrdiff_t plane, Value* result, int top, int left) const {
         const int high = std::min(4, height - top), wide = std::min(4, width - left);
         for (int c = 0; c < outputs; c += WIDTH) {
             const Vector offset = bias ? load(bias + c) : Vector{};
@@ -205,7 +296,7 @@ struct Convolution {
             }
             for (int i = 0; i < high; ++i) {
                 backward(half + 6 * i, line, 1);
-                float* to = result + (static_cast<ptrdiff_t>(top + i) * width + left) * outputs + c;
+                Value* to = result + (static_cast<ptrdiff_t>(top + i) * width + left) * outputs + c;
                 for (int j = 0; j < wide; ++j) {
                     Vector value = line[j] + offset;
                     if (add) value += load(to + j * outputs);
@@ -217,56 +308,167 @@ struct Convolution {
     }
 };
 
+template <class Kind>
 struct WeightGradient {
-    const float* x;
-    const float* g;
+    typedef typename Kind::Value Value;
+    typedef typename Kind::Factor Factor;
+
+    const Value* x;
+    const Value* g;
     int height, width, inputs, outputs;
 
+    // As Convolution's; `tiles` is a multiple of Kind::PAIR.
+    ptrdiff_t plane_in(int tiles) const { return static_cast<ptrdiff_t>(tiles) * inputs / Kind::PAIR + APART / sizeof(Factor); }
+    ptrdiff_t plane_out(int tiles) const { return static_cast<ptrdiff_t>(tiles) * outputs / Kind::PAIR + APART / sizeof(Factor); }
+    size_t memory(int tiles) const {
+        return room<Factor>(36 * plane_in(tiles)) + room<Factor>(36 * plane_out(tiles)) + room<Value>(Kind::PAIR * 36 * inputs);
+    }
+
     // As Convolution::run, to sums (36, inputs, outputs) and, unless that is nullptr, bias (outputs).
-    void run(const Tiles& tiles, long first, int count, ptrdiff_t plane_in, ptrdiff_t plane_out, float* transformed,
-             float* gradients, float* border, float* sums, float* bias) const {
-        const ptrdiff_t pixels = static_cast<ptrdiff_t>(height) * width;
-        for (int t = 0; t < count; ++t) {
-            const ptrdiff_t n = tiles.n(first + t);
-            const int top = tiles.top(first + t), left = tiles.left(first + t);
-            enter(x + n * pixels * inputs, height, width, inputs, top - 1, left - 1, transformed + static_cast<ptrdiff_t>(t) * inputs, plane_in, border);
-            widen(g + n * pixels * outputs, top, left, gradients + static_cast<ptrdiff_t>(t) * outputs, plane_out, bias);
+    void run(const Tiles& where, long first, int count, int tiles, char* memory, float* sums, float* bias) const {
+        Factor* const transformed = reinterpret_cast<Factor*>(memory);
+        Factor* const gradients = reinterpret_cast<Factor*>(memory + room<Factor>(36 * plane_in(tiles)));
+        Value* const border = reinterpret_cast<Value*>(memory + room<Factor>(36 * plane_in(tiles)) + room<Factor>(36 * plane_out(tiles)));
+        const int depth = (count + Kind::PAIR - 1) / Kind::PAIR;
+        for (int p = 0; p < depth; ++p) {
+            const long tile = first + static_cast<long>(p) * Kind::PAIR;
+            const bool alone = count - p * Kind::PAIR < Kind::PAIR;
+            enter(where, tile, alone, transformed + static_cast<ptrdiff_t>(p) * inputs, plane_in(tiles), border);
+            widen(where, tile, alone, gradients + static_cast<ptrdiff_t>(p) * outputs, plane_out(tiles), bias);
         }
-        for (int k = 0; k < 36; ++k)
+        for (int k = 0; k < 36; ++k) {
+            const Factor* from = transformed + k * plane_in(tiles);
+            const Factor* gradient = gradients + k * plane_out(tiles);
+            float* to = sums + static_cast<ptrdiff_t>(k) * inputs * outputs;
             if (outputs % (2 * WIDTH) == 0)
-                product<2>(transformed + k * plane_in, gradients + k * plane_out, sums + static_cast<ptrdiff_t>(k) * inputs * outputs, count);
+                product<2>(from, gradient, to, depth);
             else
-                product<1>(transformed + k * plane_in, gradients + k * plane_out, sums + static_cast<ptrdiff_t>(k) * inputs * outputs, count);
+                product<1>(from, gradient, to, depth);
+        }
     }
 
     template <int VECTORS>
-    void product(const float* from, const float* gradients, float* to, int count) const {
+    void product(const Factor* from, const Factor* gradients, float* to, int depth) const {
         for (int o = 0; o < outputs; o += VECTORS * WIDTH)
             for (int i = 0; i < inputs; i += CHANNELS)
-                accumulate<VECTORS>(from + i, inputs, gradients + o, outputs, to + static_cast<ptrdiff_t>(i) * outputs + o, outputs, count);
+                accumulate<Kind, VECTORS>(from + i, inputs, gradients + o, outputs, to + static_cast<ptrdiff_t>(i) * outputs + o, outputs, depth);
     }
 
-    // The 4x4 gradients of one tile, transformed; what lies outside of the image is 0.
-    void widen(const float* gradient, int top, int left, float* to, ptrdiff_t plane, float* bias) const {
-        const int high = std::min(4, height - top), wide = std::min(4, width - left);
-        const float* from = gradient + (static_cast<ptrdiff_t>(top) * width + left) * outputs;
-        for (int c = 0; c < outputs; c += WIDTH) {
-            Vector half[24], line[6], sum = {};
-            for (int j = 0; j < 4; ++j) {
-                for (int i = 0; i < 4; ++i) {
-                    line[i] = i < high && j < wide ? load(from + (static_cast<ptrdiff_t>(i) * width + j) * outputs + c) : Vector{};
-                    sum += line[i];
-                }
-                spread(line, half + j, 4);
+    // The input of a tile, or of two neighbours side by side, transformed; with `alone`, zeros are the second.
+    void enter(const Tiles& where, long tile, bool alone, Factor* to, ptrdiff_t plane, Value* border) const {
+        const ptrdiff_t pixels = static_cast<ptrdiff_t>(height) * width;
+        const auto window = [&](long of, Value* own) {
+            return Window<Value>(x + where.n(of) * pixels * inputs, height, width, inputs, where.top(of) - 1, where.left(of) - 1, own);
+        };
+        const Window<Value> one = window(tile, border), two = window(alone ? tile : tile + 1, border + (Kind::PAIR - 1) * 36 * inputs);
+        for (int c = 0; c < inputs; c += WIDTH)
+            side_by_side(alone, to + c, plane, [&](auto put) { one.transform(c, put); }, [&](auto put) { two.transform(c, put); });
+    }
+
+    // Of gradients likewise: 4x4 pixels, of which those outside of the image are 0.
+    void widen(const Tiles& where, long tile, bool alone, Factor* to, ptrdiff_t plane, float* bias) const {
+        for (int c = 0; c < outputs; c += WIDTH)
+            side_by_side(alone, to + c, plane, [&](auto put) { transform(where, tile, c, bias, put); },
+                         [&](auto put) { transform(where, tile + 1, c, bias, put); });
+    }
+
+    template <class One, class Two>
+    static inline void side_by_side(bool alone, Factor* to, ptrdiff_t plane, One one, Two two) {
+        if constexpr (Kind::PAIR == 1) {
+            one([=](int k, Vector values) { Kind::interleave(to + k * plane, values, values); });
+        } else {
+            Vector first[36];
+            one([&](int k, Vector values) { first[k] = values; });
+            if (alone)
+                for (int k = 0; k < 36; ++k) Kind::interleave(to + k * plane, first[k], Vector{});
+            else
+                two([&](int k, Vector values) { Kind::interleave(to + k * plane, first[k], values); });
+        }
+    }
+
+    // The gradients of a tile, channels from c: put(k, values) for each of the 36.
+    template <class Put>
+    inline void transform(const Tiles& where, long tile, int c, float* bias, Put put) const {
+        const int top = where.top(tile), left = where.left(tile), high = std::min(4, height - top), wide = std::min(4, width - left);
+        const Value* from = g + ((where.n(tile) * height + top) * static_cast<ptrdiff_t>(width) + left) * outputs + c;
+        Vector half[24], line[6], sum = {};
+        for (int j = 0; j < 4; ++j) {
+            for (int i = 0; i < 4; ++i) {
+                line[i] = i < high && j < wide ? load(from + (static_cast<ptrdiff_t>(i) * width + j) * outputs) : Vector{};
+                sum += line[i];
             }
-            if (bias) store(bias + c, load(bias + c) + sum);
-            for (int i = 0; i < 6; ++i) {
-                spread(half + 4 * i, line, 1);
-                for (int j = 0; j < 6; ++j) store(to + (6 * i + j) * plane + c, line[j]);
-            }
+            spread(line, half + j, 4);
+        }
+        if (bias) store(bias + c, load(bias + c) + sum);
+        for (int i = 0; i < 6; ++i) {
+            spread(half + 4 * i, line, 1);
+            for (int j = 0; j < 6; ++j) put(6 * i + j, line[j]);
         }
     }
 };
+
+// As streamdeblur_winograd.
+template <class Kind>
+int convolve(const Convolution<Kind>& job, int batch, int tiles, int threads) {
+    if (batch < 1 || job.height < 1 || job.width < 1) return 0;
+    const Tiles where(job.height, job.width);
+    const long all = where.of(batch);
+    // In even parts for the threads, where there are few.
+    tiles = static_cast<int>(std::min<long>(tiles, (all + std::max(threads, 1) - 1) / std::max(threads, 1)));
+    tiles = (tiles + ROWS - 1) / ROWS * ROWS;
+    const long runs = (all + tiles - 1) / tiles;
+    int failed = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1 && runs > 1)
+    {
+        char* const memory = scratch(job.memory(tiles));
+#pragma omp for schedule(dynamic, 1)
+        for (long i = 0; i < runs; ++i) {
+            if (!memory) {
+#pragma omp atomic write
+                failed = 1;
+                continue;
+            }
+            job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, all - i * tiles)), tiles, memory);
+        }
+    }
+    return failed;
+}
+
+// As streamdeblur_winograd_gradient.
+template <class Kind>
+int differentiate(const WeightGradient<Kind>& job, float* sums, float* bias, float* memory, int batch, int tiles, int parts, int threads) {
+    const int inputs = job.inputs, outputs = job.outputs;
+    if (batch < 1 || job.height < 1 || job.width < 1) {
+        std::memset(sums, 0, sizeof(float) * 36 * inputs * outputs);
+        if (bias) std::memset(bias, 0, sizeof(float) * outputs);
+        return 0;
+    }
+    tiles = (tiles + Kind::PAIR - 1) / Kind::PAIR * Kind::PAIR;
+    const Tiles where(job.height, job.width);
+    const long count = where.of(batch), runs = (count + tiles - 1) / tiles;
+    const ptrdiff_t all = static_cast<ptrdiff_t>(36) * inputs * outputs;
+    int failed = 0;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && parts > 1)
+    for (int part = 0; part < parts; ++part) {
+        char* const own = scratch(job.memory(tiles));
+        if (!own) {
+#pragma omp atomic write
+            failed = 1;
+            continue;
+        }
+        float* const sum = memory + part * (all + outputs);
+        std::memset(sum, 0, sizeof(float) * (all + outputs));
+        for (long i = runs * part / parts; i < runs * (part + 1) / parts; ++i)
+            job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, count - i * tiles)), tiles, own, sum, bias ? sum + all : nullptr);
+    }
+    if (failed) return failed;
+    for (int part = 0; part < parts; ++part) {
+        const float* sum = memory + part * (all + outputs);
+        for (ptrdiff_t k = 0; k < all; ++k) sums[k] = part ? sums[k] + sum[k] : sum[k];
+        for (int o = 0; bias && o < outputs; ++o) bias[o] = part ? bias[o] + sum[all + o] : sum[all + o];
+    }
+    return 0;
+}
 
 }  // namespace
 
@@ -284,77 +486,50 @@ int streamdeblur_winograd_parallel() {
 #endif
 }
 
+// Whether bfloat16 is taken, `half` below.
+int streamdeblur_winograd_half() {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 // y (batch, height, width, outputs) = convolution of x (batch, height, width, inputs), or y + it with `add`; then ReLU
-// with `relu`. weights: (36, outputs / panel, inputs, panel), transformed; panel is 2 widths where that divides
-// outputs, else one. bias: may be nullptr. tiles: in a run, at most. threads: at work at most. Returns 0, or 1 where a
-// thread had no memory.
-int streamdeblur_winograd(const float* x, float* y, const float* weights, const float* bias, int batch, int height, int width,
-                          int inputs, int outputs, int add, int relu, int tiles, int threads) {
-    if (batch < 1 || height < 1 || width < 1) return 0;
-    const Convolution job{x, y, weights, bias, height, width, inputs, outputs, add != 0, relu != 0};
-    const Tiles where(height, width);
-    const long all = where.of(batch);
-    // In even parts for the threads, where there are few.
-    tiles = static_cast<int>(std::min<long>(tiles, (all + std::max(threads, 1) - 1) / std::max(threads, 1)));
-    tiles = (tiles + ROWS - 1) / ROWS * ROWS;
-    const long runs = (all + tiles - 1) / tiles;
-    const ptrdiff_t plane_in = static_cast<ptrdiff_t>(tiles) * inputs + APART, plane_out = static_cast<ptrdiff_t>(tiles) * outputs + APART;
-    int failed = 0;
-#pragma omp parallel num_threads(threads) if (threads > 1 && runs > 1)
-    {
-        float* const memory = scratch(36 * (plane_in + plane_out + inputs));
-#pragma omp for schedule(dynamic, 1)
-        for (long i = 0; i < runs; ++i) {
-            if (!memory) {
-#pragma omp atomic write
-                failed = 1;
-                continue;
-            }
-            job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, all - i * tiles)), plane_in, plane_out, memory,
-                    memory + 36 * plane_in, memory + 36 * (plane_in + plane_out));
-        }
-    }
-    return failed;
+// with `relu`. Both are float32, or bfloat16 with `half`. weights: transformed, (36, outputs / panel, inputs, panel), in
+// bfloat16 (36, outputs / panel, inputs / 2, panel, 2); panel is 2 widths where that divides outputs, else one. bias: may
+// be nullptr. tiles: in a run, at most. threads: at work at most. Returns 0, or 1 where a thread had no memory.
+int streamdeblur_winograd(const void* x, void* y, const void* weights, const float* bias, int batch, int height, int width,
+                          int inputs, int outputs, int half, int add, int relu, int tiles, int threads) {
+    const auto run = [&](auto kind) {
+        typedef decltype(kind) Kind;
+        typedef typename Kind::Value Value;
+        return convolve(Convolution<Kind>{static_cast<const Value*>(x), static_cast<Value*>(y), static_cast<const Value*>(weights), bias,
+                                          height, width, inputs, outputs, add != 0, relu != 0},
+                        batch, tiles, threads);
+    };
+#if defined(__AVX512BF16__)
+    if (half) return run(Double{});
+#endif
+    return half ? 1 : run(Single{});
 }
 
 // The gradient of the transformed weights, sums (36, inputs, outputs), and of the bias (outputs, or nullptr), for g
-// (batch, height, width, outputs), the gradient of the results. memory: parts x (36 x inputs + 1) x outputs values. The
-// work is cut into so many parts, whose sums are added in their order: a result depends on parts, not on threads.
-int streamdeblur_winograd_gradient(const float* x, const float* g, float* sums, float* bias, float* memory, int batch, int height,
-                                   int width, int inputs, int outputs, int tiles, int parts, int threads) {
-    if (batch < 1 || height < 1 || width < 1) {
-        std::memset(sums, 0, sizeof(float) * 36 * inputs * outputs);
-        if (bias) std::memset(bias, 0, sizeof(float) * outputs);
-        return 0;
-    }
-    const WeightGradient job{x, g, height, width, inputs, outputs};
-    const Tiles where(height, width);
-    const long count = where.of(batch), runs = (count + tiles - 1) / tiles;
-    const ptrdiff_t plane_in = static_cast<ptrdiff_t>(tiles) * inputs + APART, plane_out = static_cast<ptrdiff_t>(tiles) * outputs + APART;
-    const ptrdiff_t all = static_cast<ptrdiff_t>(36) * inputs * outputs;
-    int failed = 0;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && parts > 1)
-    for (int part = 0; part < parts; ++part) {
-        float* const room = scratch(36 * (plane_in + plane_out + inputs));
-        if (!room) {
-#pragma omp atomic write
-            failed = 1;
-            continue;
-        }
-        float* const own = memory + part * (all + outputs);
-        std::memset(own, 0, sizeof(float) * (all + outputs));
-        for (long i = runs * part / parts; i < runs * (part + 1) / parts; ++i) {
-            job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, count - i * tiles)), plane_in, plane_out, room,
-                    room + 36 * plane_in, room + 36 * (plane_in + plane_out), own, bias ? own + all : nullptr);
-        }
-    }
-    if (failed) return failed;
-    for (int part = 0; part < parts; ++part) {
-        const float* own = memory + part * (all + outputs);
-        for (ptrdiff_t k = 0; k < all; ++k) sums[k] = part ? sums[k] + own[k] : own[k];
-        for (int o = 0; bias && o < outputs; ++o) bias[o] = part ? bias[o] + own[all + o] : own[all + o];
-    }
-    return 0;
+// (batch, height, width, outputs), the gradient of the results; x and g are float32, or bfloat16 with `half`. memory:
+// parts x (36 x inputs + 1) x outputs values. The work is cut into so many parts, whose sums are added in their order: a
+// result depends on parts, not on threads.
+int streamdeblur_winograd_gradient(const void* x, const void* g, float* sums, float* bias, float* memory, int batch, int height,
+                                   int width, int inputs, int outputs, int half, int tiles, int parts, int threads) {
+    const auto run = [&](auto kind) {
+        typedef decltype(kind) Kind;
+        typedef typename Kind::Value Value;
+        return differentiate(WeightGradient<Kind>{static_cast<const Value*>(x), static_cast<const Value*>(g), height, width, inputs, outputs},
+                             sums, bias, memory, batch, tiles, parts, threads);
+    };
+#if defined(__AVX512BF16__)
+    if (half) return run(Double{});
+#endif
+    return half ? 1 : run(Single{});
 }
 
 }  // extern "C"

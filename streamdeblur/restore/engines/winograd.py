@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from streamdeblur.errors import DeviceError
 from streamdeblur.models.base import ResidualModel
 from streamdeblur.models.folding import fold
 from streamdeblur.restore.engines import kernels
@@ -29,13 +30,16 @@ def suits(weight: Tensor, stride: int) -> bool:
     return (high, across, stride) == (3, 3, 1) and inputs % wide == 0 and outputs % wide == 0
 
 
-def pack(weight: Tensor) -> Tensor:
-    """(outputs, inputs, 3, 3), for which ``suits`` holds, transformed and laid out for ``convolve``."""
+def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(outputs, inputs, 3, 3), for which ``suits`` holds, transformed and laid out for ``convolve`` of ``dtype``."""
     wide = kernels.library().streamdeblur_winograd_width()
     outputs, inputs = weight.shape[:2]
     panel = 2 * wide if outputs % (2 * wide) == 0 else wide
     panels = weight.reshape(outputs // panel, panel, inputs, 3, 3).permute(3, 4, 0, 2, 1).contiguous()
-    return _transformed(_transformed(panels, 0), 1).flatten(0, 1)
+    packed = _transformed(_transformed(panels, 0), 1).flatten(0, 1).to(dtype)
+    if dtype == torch.bfloat16:  # neighbours along the sum are multiplied together
+        packed = packed.unflatten(2, (inputs // 2, 2)).transpose(3, 4).contiguous()
+    return packed
 
 
 def unpack_gradient(sums: Tensor) -> Tensor:
@@ -76,7 +80,9 @@ def convolve(
     """
     n, inputs, h, w = x.shape
     outputs = y.shape[1]
-    assert {t.dtype for t in (x, y, packed, bias) if t is not None} == {torch.float32}, "memory is handed over as it is"
+    assert x.dtype == y.dtype == packed.dtype, "memory is handed over as it is"
+    assert x.dtype in (torch.float32, torch.bfloat16)
+    assert bias is None or bias.dtype == torch.float32
     assert packed.is_contiguous()
     assert bias is None or bias.is_contiguous()
     assert (n, h, w) == (y.shape[0], *y.shape[2:])
@@ -87,7 +93,7 @@ def convolve(
         packed.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         *(n, h, w, inputs, outputs),
-        *(add, relu, run_tiles(inputs, outputs), torch.get_num_threads()),
+        *(x.dtype == torch.bfloat16, add, relu, run_tiles(inputs, outputs), torch.get_num_threads()),
     )
     if failed:
         raise MemoryError("a thread of engine winograd")
@@ -101,16 +107,17 @@ class WinogradConv:
     ``convolve``; the constructor raises DeviceError as ``kernels.library``.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
         self.outputs = weight.shape[0]
-        self._packed = pack(weight.detach().double()).float()
+        self.dtype = dtype
+        self._packed = pack(weight.detach().double(), dtype)
         self._bias = None if bias is None else bias.detach().float().contiguous()
 
     def __call__(self, x: Tensor, *, relu: bool = False, out: Tensor | None = None) -> Tensor:
         """The convolution, written over ``out`` where that is given."""
         if out is None:
             n, _, h, w = x.shape
-            out = torch.empty((n, self.outputs, h, w), dtype=torch.float32, memory_format=torch.channels_last)
+            out = torch.empty((n, self.outputs, h, w), dtype=self.dtype, memory_format=torch.channels_last)
         return self._run(x, out, add=False, relu=relu)
 
     def add_to(self, other: Tensor, x: Tensor, *, relu: bool = False) -> Tensor:
@@ -124,18 +131,21 @@ class WinogradConv:
 
 
 class WinogradEngine(FusedEngine):
-    """``FusedEngine`` in float32 with ``WinogradConv`` where that suits. Raises DeviceError as ``kernels.library``.
+    """``FusedEngine`` with ``WinogradConv`` where that suits, in float32 or bfloat16.
 
-    Results differ in the last bits with where a window lies, and, by oneDNN's part, with the number of threads.
+    Results differ in the last bits with where a window lies, and, in float32, by oneDNN's part, with the number of
+    threads. Raises DeviceError as ``kernels.library``, and for bfloat16 where the CPU does not multiply that.
     """
 
     name = "winograd"
 
-    def __init__(self, model: ResidualModel) -> None:
-        super().__init__(model, torch.float32)
+    def __init__(self, model: ResidualModel, dtype: torch.dtype = torch.float32) -> None:
+        if dtype == torch.bfloat16 and not kernels.library().streamdeblur_winograd_half():
+            raise DeviceError("engine winograd does not run bf16 on this CPU", "take --precision fp32 or auto")
+        super().__init__(model, dtype)
 
     def _fold(self, model: ResidualModel) -> ResidualModel:
         def convolution(weight: Tensor, bias: Tensor | None, stride: int) -> WinogradConv | None:
-            return WinogradConv(weight, bias) if suits(weight, stride) else None
+            return WinogradConv(weight, bias, self.dtype) if suits(weight, stride) else None
 
-        return fold(model, torch.float32, convolution)
+        return fold(model, self.dtype, convolution)
