@@ -226,8 +226,8 @@ class Trainer:
 
     def _prepare(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
         net: nn.Module = self.net
-        if self.recipe.compile and self.world.device.type == "cpu" and self._dtype == torch.float32:
-            log.debug("%d convolutions run through kernels of our own", quicken(net))
+        if self.recipe.compile and self.world.device.type == "cpu":
+            log.debug("%d convolutions run through kernels of our own", quicken(net, self._dtype))
         if self.world.size > 1:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
             net = nn.parallel.DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)

@@ -22,8 +22,9 @@ from streamdeblur.errors import DeviceError, UsageError
 from streamdeblur.models import MIMOUNet, MIMOUNetConfig, SelfEnsemble
 from streamdeblur.models.folding import can_fold
 from streamdeblur.models.random_weights import random_state
-from streamdeblur.models.trial import noise, pictures
-from streamdeblur.restore.engines import build_engine, facts, kernels
+from streamdeblur.models.trial import TOLERANCES, noise, pictures
+from streamdeblur.restore.engines import build_engine, choose, facts, kernels
+from streamdeblur.restore.engines.devices import bf16_pays_without_amx, cpu_flags
 from streamdeblur.restore.engines.winograd import WinogradConv, WinogradEngine, suits
 
 CPU = torch.device("cpu")
@@ -39,6 +40,12 @@ pytestmark = [
         reason="there is no C++ compiler, or this PyTorch has no oneDNN operations",
     ),
 ]
+
+
+needs_half = pytest.mark.skipif(
+    "avx512_bf16" not in cpu_flags() or not can_fold(MIMOUNet(CONFIG), torch.bfloat16),
+    reason="this CPU has no AVX512-BF16",
+)
 
 
 @pytest.fixture
@@ -193,16 +200,101 @@ def test_a_network_is_that_of_eager_mode(config: MIMOUNetConfig) -> None:
 
 
 def test_words_that_ask_for_it() -> None:
-    for precision in ("auto", "fp32"):
-        found = facts(build_engine(network(), engine="winograd", device=CPU, precision=precision))
-        assert (found.name, found.precision) == ("winograd", "fp32")
-    assert facts(build_engine(SelfEnsemble(network(), 8), engine="winograd", device=CPU)).name == "winograd"
-    with pytest.raises(UsageError, match="engine winograd runs in fp32, not bf16"):
-        build_engine(network(), engine="winograd", device=CPU, precision="bf16")
+    found = facts(build_engine(network(), engine="winograd", device=CPU, precision="fp32"))
+    assert (found.name, found.precision) == ("winograd", "fp32")
+    found = facts(build_engine(SelfEnsemble(network(), 8), engine="winograd", device=CPU))
+    assert (found.name, found.precision) == ("winograd", "bf16" if bf16_pays_without_amx() else "fp32")
+    with pytest.raises(UsageError, match="engine winograd runs in fp32 or bf16, not fp16"):
+        build_engine(network(), engine="winograd", device=CPU, precision="fp16")
 
 
 def test_auto_takes_it_in_fp32() -> None:
     assert facts(build_engine(network(), device=CPU, precision="fp32")).name == "winograd"
+
+
+def test_bf16_is_refused_where_the_kernels_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Without:
+        def streamdeblur_winograd_half(self) -> int:
+            return 0
+
+    monkeypatch.setattr(kernels, "library", Without)
+    with pytest.raises(DeviceError, match="does not run bf16 on this CPU; take --precision fp32 or auto"):
+        WinogradEngine(network(), torch.bfloat16)
+
+
+# In bfloat16: what is multiplied has 8 bits, after transforms whose sums cancel.
+
+
+def rounded_as_the_kernels_do(x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution by the matrices of Lavin and Gray, Sec. 4.3, in float64, but for what the kernels round."""
+    b = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]]
+    b += [[0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
+    g = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6]]
+    g += [[1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
+    a = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+    into, of_weights, back = (torch.tensor(m, dtype=torch.float64) for m in (b, g, a))
+    n, _, h, w = x.shape
+    down, across = -(-h // 4), -(-w // 4)
+    padded = F.pad(x.double(), (1, 4 * across - w + 1, 1, 4 * down - h + 1))
+    tiles = padded.unfold(2, 6, 4).unfold(3, 6, 4)
+    pixels = torch.einsum("ik,nctukl,jl->nctuij", into, tiles, into).bfloat16().double()
+    taps = torch.einsum("ik,ockl,jl->ocij", of_weights, weight.double(), of_weights).bfloat16().double()
+    products = torch.einsum("nctuij,ocij->notuij", pixels, taps)
+    y = torch.einsum("ai,notuij,bj->notaub", back, products, back)
+    return y.reshape(n, weight.shape[0], 4 * down, 4 * across)[..., :h, :w]
+
+
+@needs_half
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 16), (16, 48), (48, 16), (32, 64), (144, 80)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 4), (5, 6), (11, 214)])
+def test_in_bf16_every_size_gives_the_convolution(inputs: int, outputs: int, height: int, width: int) -> None:
+    weight, bias = tensor(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5, tensor(outputs, seed=2)
+    layer = WinogradConv(weight, bias, torch.bfloat16)
+    x = tensor(2, inputs, height, width).bfloat16()
+    got, want = layer(x), rounded_as_the_kernels_do(x, weight) + bias[:, None, None]
+    assert got.dtype == torch.bfloat16
+    # Rounded once more, and where a sum in float32 lies between two values of bfloat16, the other way.
+    assert (got - want).abs().max() < 0.03
+    exact = definition(x, weight, bias)
+    assert (got - exact).norm() / exact.norm() < 0.03
+    other = tensor(2, outputs, height, width, seed=3).bfloat16()
+    sums = (other + want).relu()
+    assert (layer.add_to(other, x, relu=True) - sums).abs().max() < 0.05
+
+
+@needs_half
+def test_in_bf16_a_network_is_within_what_bf16_may_be_off() -> None:
+    net = network()
+    engine = WinogradEngine(net, torch.bfloat16)
+    assert (engine.name, engine.precision, engine.dtype) == ("winograd", "bf16", torch.bfloat16)
+    batch = pictures(128, 128)
+    with torch.inference_mode():
+        want = net.residual(batch)
+    got = engine.residual(batch).float()
+    error, allowed = TOLERANCES["bf16"].judge(list(got), list(want))
+    assert 0 < error < allowed
+
+
+@needs_half
+def test_in_bf16_threads_change_no_bit() -> None:
+    layer, x = WinogradConv(tensor(32, 32, 3, 3, seed=1), None, torch.bfloat16), tensor(2, 32, 41, 43).bfloat16()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(layer(x))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@needs_half
+@pytest.mark.parametrize("pays", [True, False])
+def test_auto_takes_it_in_bf16_where_that_pays_without_amx(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "bf16_pays_without_amx", lambda: pays)
+    found = facts(build_engine(network(), device=CPU, precision="bf16"))
+    assert (found.name == "winograd") == pays
+    assert found.precision == "bf16"
+    found = facts(build_engine(network(), engine="winograd", device=CPU))
+    assert (found.name, found.precision) == ("winograd", "bf16" if pays else "fp32")
 
 
 def compiler_that(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.folding import can_fold
 from streamdeblur.models.trial import fingerprint
 from streamdeblur.restore.engines import kernels
-from streamdeblur.restore.engines.devices import PRECISIONS, bf16_pays, cpu_flags, resolve_precision
+from streamdeblur.restore.engines.devices import PRECISIONS, bf16_pays_without_amx, resolve_precision
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.protocol import ENGINES, Engine, facts, share
 from streamdeblur.restore.engines.verdicts import Trials
@@ -147,7 +147,7 @@ def _ways(
 
         return [_Way("onnx", "fp32", onnx.version()), _Way("eager", "fp32")]
     if engine == "winograd":
-        kind = ("bf16" if _multiplies_bf16() else "fp32") if precision == "auto" else precision
+        kind = ("bf16" if bf16_pays_without_amx() else "fp32") if precision == "auto" else precision
         if kind not in ("fp32", "bf16"):
             raise UsageError(f"engine winograd runs in fp32 or bf16, not {kind}", "leave --precision out")
         if device.type != "cpu" or not can_fold(model, PRECISIONS[kind]):
@@ -181,7 +181,7 @@ def _ways(
     if device.type != "cpu":
         return [last]
     found = []
-    if (kind == "fp32" or (kind == "bf16" and _multiplies_bf16())) and can_fold(model, dtype):
+    if (kind == "fp32" or (kind == "bf16" and bf16_pays_without_amx())) and can_fold(model, dtype):
         try:
             found.append(_Way("winograd", kind, kernels.version()))
         except DeviceError:
@@ -197,12 +197,6 @@ def _ways(
     if can_fold(model, dtype):
         found.append(_Way("fused", kind))
     return [*found, last]
-
-
-def _multiplies_bf16() -> bool:
-    """Whether the kernels of engine winograd gain by bf16 here: AVX512-BF16 that pays, and no AMX, which pays more."""
-    flags = cpu_flags()
-    return "avx512_bf16" in flags and "amx_bf16" not in flags and bf16_pays()
 
 
 def _word(dtype: torch.dtype) -> str:

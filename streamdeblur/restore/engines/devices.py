@@ -92,6 +92,12 @@ def bf16_pays() -> bool:
     return bool(found.get("pays"))
 
 
+def bf16_pays_without_amx() -> bool:
+    """Whether kernels of our own gain by bf16 here: AVX512-BF16 that pays, and no AMX, which they don't use."""
+    flags = cpu_flags()
+    return "avx512_bf16" in flags and "amx_bf16" not in flags and bf16_pays()
+
+
 def _product_seconds() -> tuple[float, float]:
     """Least seconds of a matrix product in fp32 and in bf16, in turns, on one thread: tens of milliseconds in all."""
     pairs = [

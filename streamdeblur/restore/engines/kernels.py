@@ -108,13 +108,15 @@ def _open(path: Path) -> ctypes.CDLL:
         found = ctypes.CDLL(str(path))
     except OSError as e:
         raise DeviceError(f"compiled kernels can't be loaded ({e})", f"{_INSTEAD}, or set STREAMDEBLUR_CACHE") from None
-    pointer, number = ctypes.c_void_p, ctypes.c_int
+    pointer, number, strides = ctypes.c_void_p, ctypes.c_int, [ctypes.c_ssize_t] * 4
     found.streamdeblur_winograd_width.restype = number
     found.streamdeblur_winograd_parallel.restype = number
     found.streamdeblur_winograd_half.restype = number
     found.streamdeblur_winograd.argtypes = [pointer] * 4 + [number] * 10
     found.streamdeblur_winograd.restype = number
-    found.streamdeblur_winograd_gradient.argtypes = [pointer] * 5 + [number] * 9
+    found.streamdeblur_winograd_pack.argtypes = [pointer] * 2 + [number] * 2 + strides + [number]
+    found.streamdeblur_winograd_pack.restype = None
+    found.streamdeblur_winograd_gradient.argtypes = [pointer] * 5 + [number] * 5 + strides + [number] * 4
     found.streamdeblur_winograd_gradient.restype = number
     return found
 

@@ -42,6 +42,25 @@ typedef float Vector __attribute__((vector_size(WIDTH * 4), aligned(4), may_alia
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
 
+// G w: three values to six.
+inline void transform(const Vector* w, Vector* t) {
+    const Vector near = w[0] + w[2], far = w[0] + 4.0f * w[2], twice = 2.0f * w[1];
+    t[0] = w[0] * (1.0f / 4);
+    t[1] = (near + w[1]) * (-1.0f / 6);
+    t[2] = (w[1] - near) * (1.0f / 6);
+    t[3] = (far + twice) * (1.0f / 24);
+    t[4] = (far - twice) * (1.0f / 24);
+    t[5] = w[2];
+}
+
+// G^T s: six values to three.
+inline void turn_back(const Vector* s, Vector* w) {
+    const Vector near = (s[1] + s[2]) * (1.0f / 6), far = s[3] + s[4];
+    w[0] = s[0] * (1.0f / 4) - near + far * (1.0f / 24);
+    w[1] = (s[2] - s[1]) * (1.0f / 6) + (s[3] - s[4]) * (1.0f / 12);
+    w[2] = far * (1.0f / 6) - near + s[5];
+}
+
 // What images, and the matrices that are multiplied, are made of. Factor: what one lane of a product takes of a matrix,
 // PAIR values that are neighbours along the sum.
 struct Single {
@@ -332,7 +351,7 @@ struct WeightGradient {
         const int depth = (count + Kind::PAIR - 1) / Kind::PAIR;
         for (int p = 0; p < depth; ++p) {
             const long tile = first + static_cast<long>(p) * Kind::PAIR;
-            const bool alone = count - p * Kind::PAIR < Kind::PAIR;
+            const bool alone = Kind::PAIR == 1 || p * Kind::PAIR + 1 == count;
             enter(where, tile, alone, transformed + static_cast<ptrdiff_t>(p) * inputs, plane_in(tiles), border);
             widen(where, tile, alone, gradients + static_cast<ptrdiff_t>(p) * outputs, plane_out(tiles), bias);
         }
@@ -434,15 +453,65 @@ int convolve(const Convolution<Kind>& job, int batch, int tiles, int threads) {
     return failed;
 }
 
+// Weights of 3x3 taps, with the strides of their dimensions in values.
+template <class T>
+struct Taps {
+    T* first;
+    int outputs, inputs;
+    ptrdiff_t output, input, down, across;
+
+    T& at(int o, int i, int h, int w) const { return first[o * output + i * input + h * down + w * across]; }
+};
+
+// As streamdeblur_winograd_pack.
+template <class Kind>
+void pack(const Taps<const float>& weights, typename Kind::Value* to) {
+    const int panel = weights.outputs % (2 * WIDTH) == 0 ? 2 * WIDTH : WIDTH, depth = weights.inputs / Kind::PAIR;
+    const ptrdiff_t plane = static_cast<ptrdiff_t>(depth) * weights.outputs;
+    typename Kind::Factor* const out = reinterpret_cast<typename Kind::Factor*>(to);
+    for (int o = 0; o < weights.outputs; o += WIDTH)
+        for (int i = 0; i < depth; ++i) {
+            Vector transformed[2][36];
+            for (int p = 0; p < Kind::PAIR; ++p) {
+                Vector half[18], line[6];
+                for (int w = 0; w < 3; ++w) {
+                    Vector taps[3];
+                    for (int h = 0; h < 3; ++h)
+                        for (int lane = 0; lane < WIDTH; ++lane) taps[h][lane] = weights.at(o + lane, i * Kind::PAIR + p, h, w);
+                    transform(taps, line);
+                    for (int h = 0; h < 6; ++h) half[3 * h + w] = line[h];
+                }
+                for (int h = 0; h < 6; ++h) transform(half + 3 * h, transformed[p] + 6 * h);
+            }
+            const ptrdiff_t place = (static_cast<ptrdiff_t>(o / panel) * depth + i) * panel + o % panel;
+            for (int k = 0; k < 36; ++k) Kind::interleave(out + k * plane + place, transformed[0][k], transformed[Kind::PAIR - 1][k]);
+        }
+}
+
+// sums (36, inputs, outputs), gradients of transformed weights, to those of the weights.
+void unpack(const float* sums, const Taps<float>& to) {
+    const ptrdiff_t plane = static_cast<ptrdiff_t>(to.inputs) * to.outputs;
+    for (int i = 0; i < to.inputs; ++i)
+        for (int o = 0; o < to.outputs; o += WIDTH) {
+            Vector half[18], line[6], taps[3];
+            for (int w = 0; w < 6; ++w) {
+                for (int h = 0; h < 6; ++h) line[h] = load(sums + (6 * h + w) * plane + static_cast<ptrdiff_t>(i) * to.outputs + o);
+                turn_back(line, taps);
+                for (int h = 0; h < 3; ++h) half[6 * h + w] = taps[h];
+            }
+            for (int h = 0; h < 3; ++h) {
+                turn_back(half + 6 * h, taps);
+                for (int w = 0; w < 3; ++w)
+                    for (int lane = 0; lane < WIDTH; ++lane) to.at(o + lane, i, h, w) = taps[w][lane];
+            }
+        }
+}
+
 // As streamdeblur_winograd_gradient.
 template <class Kind>
-int differentiate(const WeightGradient<Kind>& job, float* sums, float* bias, float* memory, int batch, int tiles, int parts, int threads) {
+int differentiate(const WeightGradient<Kind>& job, const Taps<float>& weights, float* bias, float* memory, int batch, int tiles, int parts, int threads) {
     const int inputs = job.inputs, outputs = job.outputs;
-    if (batch < 1 || job.height < 1 || job.width < 1) {
-        std::memset(sums, 0, sizeof(float) * 36 * inputs * outputs);
-        if (bias) std::memset(bias, 0, sizeof(float) * outputs);
-        return 0;
-    }
+    if (batch < 1 || job.height < 1 || job.width < 1) parts = 1;
     tiles = (tiles + Kind::PAIR - 1) / Kind::PAIR * Kind::PAIR;
     const Tiles where(job.height, job.width);
     const long count = where.of(batch), runs = (count + tiles - 1) / tiles;
@@ -462,11 +531,12 @@ int differentiate(const WeightGradient<Kind>& job, float* sums, float* bias, flo
             job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, count - i * tiles)), tiles, own, sum, bias ? sum + all : nullptr);
     }
     if (failed) return failed;
-    for (int part = 0; part < parts; ++part) {
+    for (int part = 1; part < parts; ++part) {
         const float* sum = memory + part * (all + outputs);
-        for (ptrdiff_t k = 0; k < all; ++k) sums[k] = part ? sums[k] + sum[k] : sum[k];
-        for (int o = 0; bias && o < outputs; ++o) bias[o] = part ? bias[o] + sum[all + o] : sum[all + o];
+        for (ptrdiff_t k = 0; k < all + outputs; ++k) memory[k] += sum[k];
     }
+    unpack(memory, weights);
+    if (bias) std::memcpy(bias, memory + all, sizeof(float) * outputs);
     return 0;
 }
 
@@ -496,9 +566,8 @@ int streamdeblur_winograd_half() {
 }
 
 // y (batch, height, width, outputs) = convolution of x (batch, height, width, inputs), or y + it with `add`; then ReLU
-// with `relu`. Both are float32, or bfloat16 with `half`. weights: transformed, (36, outputs / panel, inputs, panel), in
-// bfloat16 (36, outputs / panel, inputs / 2, panel, 2); panel is 2 widths where that divides outputs, else one. bias: may
-// be nullptr. tiles: in a run, at most. threads: at work at most. Returns 0, or 1 where a thread had no memory.
+// with `relu`. Both are float32, or bfloat16 with `half`. weights: of streamdeblur_winograd_pack. bias: may be nullptr.
+// tiles: in a run, at most. threads: at work at most. Returns 0, or 1 where a thread had no memory.
 int streamdeblur_winograd(const void* x, void* y, const void* weights, const float* bias, int batch, int height, int width,
                           int inputs, int outputs, int half, int add, int relu, int tiles, int threads) {
     const auto run = [&](auto kind) {
@@ -514,17 +583,30 @@ int streamdeblur_winograd(const void* x, void* y, const void* weights, const flo
     return half ? 1 : run(Single{});
 }
 
-// The gradient of the transformed weights, sums (36, inputs, outputs), and of the bias (outputs, or nullptr), for g
-// (batch, height, width, outputs), the gradient of the results; x and g are float32, or bfloat16 with `half`. memory:
-// parts x (36 x inputs + 1) x outputs values. The work is cut into so many parts, whose sums are added in their order: a
-// result depends on parts, not on threads.
-int streamdeblur_winograd_gradient(const void* x, const void* g, float* sums, float* bias, float* memory, int batch, int height,
-                                   int width, int inputs, int outputs, int half, int tiles, int parts, int threads) {
+// Weights (outputs, inputs, 3, 3), with strides in values, to those of streamdeblur_winograd: 36 x inputs x outputs values
+// of (36, outputs / panel, inputs, panel), in bfloat16 of (36, outputs / panel, inputs / 2, panel, 2); panel is 2 widths
+// where that divides outputs, else one.
+void streamdeblur_winograd_pack(const float* weights, void* packed, int outputs, int inputs, ptrdiff_t output, ptrdiff_t input,
+                                ptrdiff_t down, ptrdiff_t across, int half) {
+    const Taps<const float> taps{weights, outputs, inputs, output, input, down, across};
+#if defined(__AVX512BF16__)
+    if (half) return pack<Double>(taps, static_cast<Half*>(packed));
+#endif
+    if (!half) pack<Single>(taps, static_cast<float*>(packed));
+}
+
+// The gradient of weights (outputs, inputs, 3, 3), written with strides in values, and of the bias (outputs, or nullptr),
+// for g (batch, height, width, outputs), the gradient of the results; x and g are float32, or bfloat16 with `half`.
+// memory: parts x (36 x inputs + 1) x outputs values. The work is cut into so many parts, whose sums are added in their
+// order: a result depends on parts, not on threads.
+int streamdeblur_winograd_gradient(const void* x, const void* g, float* weights, float* bias, float* memory, int batch, int height,
+                                   int width, int inputs, int outputs, ptrdiff_t output, ptrdiff_t input, ptrdiff_t down, ptrdiff_t across,
+                                   int half, int tiles, int parts, int threads) {
     const auto run = [&](auto kind) {
         typedef decltype(kind) Kind;
         typedef typename Kind::Value Value;
         return differentiate(WeightGradient<Kind>{static_cast<const Value*>(x), static_cast<const Value*>(g), height, width, inputs, outputs},
-                             sums, bias, memory, batch, tiles, parts, threads);
+                             Taps<float>{weights, outputs, inputs, output, input, down, across}, bias, memory, batch, tiles, parts, threads);
     };
 #if defined(__AVX512BF16__)
     if (half) return run(Double{});

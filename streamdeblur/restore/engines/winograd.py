@@ -30,39 +30,23 @@ def suits(weight: Tensor, stride: int) -> bool:
     return (high, across, stride) == (3, 3, 1) and inputs % wide == 0 and outputs % wide == 0
 
 
-def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """(outputs, inputs, 3, 3), for which ``suits`` holds, transformed and laid out for ``convolve`` of ``dtype``."""
-    wide = kernels.library().streamdeblur_winograd_width()
-    outputs, inputs = weight.shape[:2]
-    panel = 2 * wide if outputs % (2 * wide) == 0 else wide
-    panels = weight.reshape(outputs // panel, panel, inputs, 3, 3).permute(3, 4, 0, 2, 1).contiguous()
-    packed = _transformed(_transformed(panels, 0), 1).flatten(0, 1).to(dtype)
-    if dtype == torch.bfloat16:  # neighbours along the sum are multiplied together
-        packed = packed.unflatten(2, (inputs // 2, 2)).transpose(3, 4).contiguous()
+def pack(weight: Tensor, dtype: torch.dtype, *, turned: bool = False) -> Tensor:
+    """(outputs, inputs, 3, 3) float32, for which ``suits`` holds, transformed for ``convolve`` of ``dtype``.
+
+    turned: as weights (inputs, outputs, 3, 3) whose taps are in reverse order, which make of the gradient of the
+    results that of the input.
+    """
+    assert weight.dtype == torch.float32, "memory is handed over as it is"
+    assert dtype in (torch.float32, torch.bfloat16)
+    packed = torch.empty(36 * weight.shape[0] * weight.shape[1], dtype=dtype)
+    outputs, inputs, down, across = weight.stride()
+    first = weight.data_ptr()
+    where = (*weight.shape[:2], outputs, inputs, down, across)
+    if turned:
+        first += 2 * (down + across) * weight.element_size()
+        where = (weight.shape[1], weight.shape[0], inputs, outputs, -down, -across)
+    kernels.library().streamdeblur_winograd_pack(first, packed.data_ptr(), *where, dtype == torch.bfloat16)
     return packed
-
-
-def unpack_gradient(sums: Tensor) -> Tensor:
-    """(36, inputs, outputs), the gradient of transformed weights, to (outputs, inputs, 3, 3), that of the weights."""
-    return _turned_back(_turned_back(sums.unflatten(0, (6, 6)), 0), 1).permute(3, 2, 0, 1)
-
-
-# G of F(4x4, 3x3), for the points 0, 1, -1, 2, -2 and infinity, and its transpose, along one dimension. Not as products
-# of matrices: those of libraries differ in the last bit with the number of threads.
-
-
-def _transformed(weight: Tensor, dim: int) -> Tensor:
-    w0, w1, w2 = weight.unbind(dim)
-    near, far, twice = w0 + w2, w0 + 4 * w2, 2 * w1
-    parts = (w0 / 4, (near + w1) / -6, (w1 - near) / 6, (far + twice) / 24, (far - twice) / 24, w2)
-    return torch.stack(parts, dim)
-
-
-def _turned_back(sums: Tensor, dim: int) -> Tensor:
-    s0, s1, s2, s3, s4, s5 = sums.unbind(dim)
-    near, far = (s1 + s2) / 6, s3 + s4
-    parts = (s0 / 4 - near + far / 24, (s2 - s1) / 6 + (s3 - s4) / 12, far / 6 - near + s5)
-    return torch.stack(parts, dim)
 
 
 def run_tiles(inputs: int, outputs: int) -> int:
@@ -83,7 +67,6 @@ def convolve(
     assert x.dtype == y.dtype == packed.dtype, "memory is handed over as it is"
     assert x.dtype in (torch.float32, torch.bfloat16)
     assert bias is None or bias.dtype == torch.float32
-    assert packed.is_contiguous()
     assert bias is None or bias.is_contiguous()
     assert (n, h, w) == (y.shape[0], *y.shape[2:])
     assert packed.numel() == 36 * inputs * outputs
@@ -110,7 +93,7 @@ class WinogradConv:
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
         self.outputs = weight.shape[0]
         self.dtype = dtype
-        self._packed = pack(weight.detach().double(), dtype)
+        self._packed = pack(weight.detach().float(), dtype)
         self._bias = None if bias is None else bias.detach().float().contiguous()
 
     def __call__(self, x: Tensor, *, relu: bool = False, out: Tensor | None = None) -> Tensor:
