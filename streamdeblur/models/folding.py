@@ -10,6 +10,7 @@ On two cores with AMX this takes 0.6 of the time of eager mode in bf16, with not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -53,28 +54,47 @@ class Convolution(Protocol):
     def add_to(self, other: Tensor, x: Tensor, *, relu: bool = False) -> Tensor:
         """``other`` plus the convolution of ``x``, written over ``other``."""
 
+    def add_enlarged(self, small: Tensor, x: Tensor, *, relu: bool = False) -> Tensor:
+        """The convolution of ``x`` plus ``small`` at twice its height and width, each pixel four times."""
 
-#: (weight, bias, stride) -> what computes this convolution, None to leave it to oneDNN.
-Maker = Callable[[Tensor, Tensor | None, int], Convolution | None]
+
+class OneDNN:
+    """What a folded network is made of: oneDNN's operations. Others of its kind have another way for some of them.
+
+    channels: numbers of channels that nothing outside sees are rounded up to multiples of it, with zeros.
+    """
+
+    channels = 1
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def convolution(self, weight: Tensor, bias: Tensor | None, stride: int) -> Convolution:
+        """Of weights (outputs, inputs, k, k), k odd, with a border of k // 2 zeros."""
+        return _Conv(weight, bias, self.dtype, stride)
+
+    def up(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The transposed convolution of weights (inputs, outputs, 4, 4), stride 2, border 1, then ReLU."""
+        return _Up(weight, bias, self.dtype)
 
 
-def fold(model: ResidualModel, dtype: torch.dtype, maker: Maker | None = None) -> ResidualModel:
+def fold(model: ResidualModel, dtype: torch.dtype, layers: OneDNN | None = None) -> ResidualModel:
     """A network for inference on the CPU that equals ``model`` but for rounding; it copies the weights.
 
-    It takes and gives (N, 3, H, W) of ``dtype`` (float32 or bfloat16). maker: other ways than oneDNN's for
-    convolutions that are not transposed. Raises ValueError where ``can_fold`` says no.
+    It takes and gives (N, 3, H, W) of ``dtype`` (float32 or bfloat16). layers: what to make it of. Raises ValueError
+    where ``can_fold`` says no.
     """
     if not can_fold(model, dtype):
         raise ValueError(f"no fused {dtype} convolutions for {type(model).__name__} here")
     if isinstance(model, SelfEnsemble):
-        return SelfEnsemble(fold(model.net, dtype, maker), model.transforms)
-    return FoldedMIMOUNet(cast(MIMOUNet, model), dtype, maker)
+        return SelfEnsemble(fold(model.net, dtype, layers), model.transforms)
+    return FoldedMIMOUNet(cast(MIMOUNet, model), layers if layers is not None else OneDNN(dtype))
 
 
 class _Conv:
     """A convolution with packed weights, by oneDNN."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, stride: int = 1) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, stride: int) -> None:
         pad = weight.shape[-1] // 2
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.where = [pad, pad], [stride, stride], _NO_DILATION, 1
@@ -91,19 +111,29 @@ class _Conv:
         y = torch.ops.mkldnn._convolution_pointwise_.binary(other, x, self.weight, self.bias, *self.where, *arguments)
         return cast(Tensor, y)
 
+    def add_enlarged(self, small: Tensor, x: Tensor, *, relu: bool = False) -> Tensor:
+        return self.add_to(F.interpolate(small, scale_factor=2.0), x, relu=relu)
+
 
 class _Up:
     """A transposed convolution of stride 2 with ReLU."""
 
-    def __init__(self, module: nn.ConvTranspose2d, dtype: torch.dtype) -> None:
-        self.bias = None if module.bias is None else module.bias.detach().to(dtype)
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.bias = None if bias is None else bias.detach().to(dtype)
         self.where = [1, 1], [0, 0], [2, 2], _NO_DILATION, 1
-        plain = module.weight.detach().to(dtype).contiguous()
+        plain = weight.detach().to(dtype).contiguous()
         self.weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(plain, *self.where)
 
     def __call__(self, x: Tensor) -> Tensor:
         y = torch.ops.mkldnn._convolution_transpose_pointwise(x, self.weight, self.bias, *self.where, "relu", [], "")
         return cast(Tensor, y)
+
+
+def _rounded_up(weight: Tensor, bias: Tensor | None, outputs: int, inputs: int) -> tuple[Tensor, Tensor | None]:
+    """A convolution with zeros for further channels, up to these numbers."""
+    more = outputs - weight.shape[0]
+    weight = F.pad(weight, (0, 0, 0, 0, 0, inputs - weight.shape[1], 0, more))
+    return weight, None if bias is None else F.pad(bias, (0, more))
 
 
 def _subsample(x: Tensor, step: int) -> Tensor:
@@ -113,31 +143,39 @@ def _subsample(x: Tensor, step: int) -> Tensor:
 class FoldedMIMOUNet(ResidualModel):
     """See ``fold``. In inference mode only; several threads may call it."""
 
-    def __init__(self, net: MIMOUNet, dtype: torch.dtype, maker: Maker | None = None) -> None:
+    def __init__(self, net: MIMOUNet, layers: OneDNN) -> None:
         super().__init__()
         self.config = config = net.config
         self.size_multiple = net.size_multiple
-        self.dtype = dtype
-
-        def make(weight: Tensor, bias: Tensor | None, stride: int = 1) -> Convolution:
-            made = maker(weight, bias, stride) if maker is not None else None
-            return made if made is not None else _Conv(weight, bias, dtype, stride)
+        self.dtype = layers.dtype
 
         def conv(module: nn.Conv2d) -> Convolution:
-            return make(module.weight, module.bias, int(module.stride[0]))
+            return layers.convolution(module.weight, module.bias, int(module.stride[0]))
 
-        def split(module: nn.Conv2d, channels: tuple[int, ...], biased: int = 0) -> list[Convolution]:
+        def split(
+            module: nn.Conv2d, channels: tuple[int, ...], biased: int = 0, strides: tuple[int, ...] = (1, 1, 1)
+        ) -> list[Convolution]:
             """One convolution for each part of a concatenation, the bias with one of them."""
             parts = module.weight.split(channels, 1)
-            return [make(w, module.bias if i == biased else None) for i, w in enumerate(parts)]
+            return [
+                layers.convolution(w, module.bias if i == biased else None, s)
+                for i, (w, s) in enumerate(zip(parts, strides, strict=False))
+            ]
 
         def blocks(sequence: nn.Sequential) -> list[tuple[Convolution, Convolution]]:
             pairs: list[Any] = list(sequence)
             return [(conv(block.conv1), conv(block.conv2)) for block in pairs]
 
         def scm(module: SCM) -> tuple[list[Convolution], list[Convolution]]:
-            layers = [conv(m) for m in (module.conv1, module.conv2, module.conv3, module.conv4)]
-            return layers, split(module.mix, (3, module.mix.in_channels - 3))
+            found: list[Convolution] = []
+            inputs, bias = 3, module.mix.bias
+            for one in (module.conv1, module.conv2, module.conv3, module.conv4):
+                outputs = math.ceil(one.out_channels / layers.channels) * layers.channels
+                found.append(layers.convolution(*_rounded_up(one.weight, one.bias, outputs, inputs), 1))
+                inputs = outputs
+            of_image, of_features = module.mix.weight.split((3, module.mix.in_channels - 3), 1)
+            of_features, _ = _rounded_up(of_features, None, of_features.shape[0], inputs)
+            return found, [layers.convolution(of_image, bias, 1), layers.convolution(of_features, None, 1)]
 
         def fusion(module: nn.Module) -> list[Convolution]:
             if isinstance(module, FAM):
@@ -148,7 +186,8 @@ class FoldedMIMOUNet(ResidualModel):
             return []
 
         def aff(module: AFF) -> tuple[list[Convolution], Convolution]:
-            return split(module.mix, module.channels, module.level - 1), conv(module.conv)
+            strides = (1, 1, 1) if module.level == 1 else (2, 1, 1)  # what is larger is needed at every other pixel
+            return split(module.mix, module.channels, module.level - 1, strides), conv(module.conv)
 
         c1, c2 = config.width, 2 * config.width
         self._stem, self._down2, self._down3 = conv(net.stem), conv(net.down2), conv(net.down3)
@@ -157,7 +196,7 @@ class FoldedMIMOUNet(ResidualModel):
         self._scm = [scm(m) for m in (net.scm2, net.scm3)] if config.mise else []
         self._fusion = [fusion(m) for m in (net.fusion2, net.fusion3)] if config.mise else []
         self._aff = [aff(m) for m in (net.aff1, net.aff2)] if config.aff else []
-        self._up1, self._up2 = _Up(net.up1, dtype), _Up(net.up2, dtype)
+        self._up1, self._up2 = (layers.up(m.weight, m.bias) for m in (net.up1, net.up2))
         self._merge1, self._merge2 = split(net.merge1, (c1, c1)), split(net.merge2, (c2, c2))
         self._head = conv(net.head1)
 
@@ -198,12 +237,12 @@ class FoldedMIMOUNet(ResidualModel):
 
     def _aff1(self, e1: Tensor, e2: Tensor, e3: Tensor) -> Tensor:
         (of1, of2, of3), conv = self._aff[0]
-        half = of2.add_to(F.interpolate(of3(e3), scale_factor=2.0), e2)
-        return conv(of1.add_to(F.interpolate(half, scale_factor=2.0), e1, relu=True))
+        half = of2.add_enlarged(of3(e3), e2)
+        return conv(of1.add_enlarged(half, e1, relu=True))
 
     def _aff2(self, e1: Tensor, e2: Tensor, e3: Tensor) -> Tensor:
         (of1, of2, of3), conv = self._aff[1]
-        both = of1.add_to(F.interpolate(of3(e3), scale_factor=2.0), _subsample(e1, 2))
+        both = of1.add_enlarged(of3(e3), e1)
         return conv(of2.add_to(both, e2, relu=True))
 
     @staticmethod

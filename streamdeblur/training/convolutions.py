@@ -1,7 +1,7 @@
 """3x3 convolutions of training on a CPU by Winograd's minimal filtering: forwards, and both gradients.
 
 In float32, or, under autocast, in bfloat16 with weights and their gradients in float32. The kernels are those of engine
-``winograd`` (``restore/engines/winograd.cpp``). The gradient of the input is the same convolution with the weights
+``winograd`` (``restore/engines/kernels.cpp``). The gradient of the input is the same convolution with the weights
 turned; that of the weights is F(3x3, 4x4), the adjoint of F(4x4, 3x3) in its weights.
 """
 
@@ -41,9 +41,9 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
         return 0
     try:
         library = kernels.library()
-        if dtype == torch.bfloat16 and not library.streamdeblur_winograd_half():
+        if dtype == torch.bfloat16 and not library.streamdeblur_half():
             return 0
-        if not library.streamdeblur_winograd_parallel() and torch.get_num_threads() > 1:
+        if not library.streamdeblur_parallel() and torch.get_num_threads() > 1:
             return 0
         found = [
             m

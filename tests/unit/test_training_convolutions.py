@@ -127,7 +127,7 @@ def test_frozen_weights_get_no_gradient() -> None:
 
 def test_kernels_of_one_thread_do_not_replace_those_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     class Alone:
-        def streamdeblur_winograd_parallel(self) -> int:
+        def streamdeblur_parallel(self) -> int:
             return 0
 
     net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))

@@ -214,7 +214,7 @@ def test_auto_takes_it_in_fp32() -> None:
 
 def test_bf16_is_refused_where_the_kernels_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     class Without:
-        def streamdeblur_winograd_half(self) -> int:
+        def streamdeblur_half(self) -> int:
             return 0
 
     monkeypatch.setattr(kernels, "library", Without)
@@ -400,7 +400,7 @@ def test_kernels_are_kept_and_a_file_cut_short_is_made_again(own_cache: Path) ->
     path.unlink()
     path.write_bytes(start)
     kernels._library.cache_clear()
-    assert kernels.library().streamdeblur_winograd_width() in (4, 8, 16)
+    assert kernels.library().streamdeblur_width() in (4, 8, 16)
     assert path.stat().st_size == size
 
 
@@ -435,7 +435,7 @@ def test_a_cache_from_which_nothing_may_be_run_costs_time_only(
 
     monkeypatch.setattr(kernels, "_open", refuse)
     kernels._library.cache_clear()
-    assert kernels.library().streamdeblur_winograd_width() in (4, 8, 16)
+    assert kernels.library().streamdeblur_width() in (4, 8, 16)
 
 
 @pytest.mark.usefixtures("fresh")
@@ -450,7 +450,7 @@ def test_a_temporary_folder_from_which_nothing_may_be_run_is_no_hindrance(
         return opened(path)
 
     monkeypatch.setattr(kernels, "_open", refuse)
-    assert kernels.library().streamdeblur_winograd_parallel() in (0, 1)
+    assert kernels.library().streamdeblur_parallel() in (0, 1)
 
 
 @pytest.mark.usefixtures("fresh")

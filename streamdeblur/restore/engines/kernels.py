@@ -109,11 +109,13 @@ def _open(path: Path) -> ctypes.CDLL:
     except OSError as e:
         raise DeviceError(f"compiled kernels can't be loaded ({e})", f"{_INSTEAD}, or set STREAMDEBLUR_CACHE") from None
     pointer, number, strides = ctypes.c_void_p, ctypes.c_int, [ctypes.c_ssize_t] * 4
-    found.streamdeblur_winograd_width.restype = number
-    found.streamdeblur_winograd_parallel.restype = number
-    found.streamdeblur_winograd_half.restype = number
+    found.streamdeblur_width.restype = number
+    found.streamdeblur_parallel.restype = number
+    found.streamdeblur_half.restype = number
     found.streamdeblur_winograd.argtypes = [pointer] * 4 + [number] * 10
     found.streamdeblur_winograd.restype = number
+    found.streamdeblur_direct.argtypes = [pointer] * 6 + [number] * 12
+    found.streamdeblur_direct.restype = number
     found.streamdeblur_winograd_pack.argtypes = [pointer] * 2 + [number] * 2 + strides + [number]
     found.streamdeblur_winograd_pack.restype = None
     found.streamdeblur_winograd_gradient.argtypes = [pointer] * 5 + [number] * 5 + strides + [number] * 4
@@ -129,7 +131,7 @@ def _required() -> str:
 
 
 def _source() -> Path:
-    return Path(__file__).with_name("winograd.cpp")
+    return Path(__file__).with_name("kernels.cpp")
 
 
 @once

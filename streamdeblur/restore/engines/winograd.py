@@ -7,13 +7,17 @@ some sums; oneDNN and OpenVINO have no such thing for x86 in float32. What it ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from streamdeblur.errors import DeviceError
 from streamdeblur.models.base import ResidualModel
-from streamdeblur.models.folding import fold
+from streamdeblur.models.folding import Convolution, OneDNN, fold
 from streamdeblur.restore.engines import kernels
+from streamdeblur.restore.engines.direct import DirectConv, DirectUp, suits_direct, suits_up
 from streamdeblur.restore.engines.fused import FusedEngine
 
 #: Channels (in and out together) from which there are many, and the tiles of a run with few and with many. With few the
@@ -25,7 +29,7 @@ _MANY, _TILES_FEW, _TILES_MANY = 128, 24, 48
 def suits(weight: Tensor, stride: int) -> bool:
     """Whether a convolution can be done so: 3x3, stride 1, whole vectors of channels in and out. weight: (outputs,
     inputs, height, width). Raises DeviceError as ``kernels.library``."""
-    wide = kernels.library().streamdeblur_winograd_width()
+    wide = kernels.library().streamdeblur_width()
     outputs, inputs, high, across = weight.shape
     return (high, across, stride) == (3, 3, 1) and inputs % wide == 0 and outputs % wide == 0
 
@@ -107,6 +111,10 @@ class WinogradConv:
         """``other`` plus the convolution of ``x``, written over ``other``."""
         return self._run(x, other, add=True, relu=relu)
 
+    def add_enlarged(self, small: Tensor, x: Tensor, *, relu: bool = False) -> Tensor:
+        """The convolution of ``x`` plus ``small``, each pixel of which stands for four."""
+        return self.add_to(F.interpolate(small, scale_factor=2.0), x, relu=relu)
+
     def _run(self, x: Tensor, y: Tensor, *, add: bool, relu: bool) -> Tensor:
         x, dense = (t.contiguous(memory_format=torch.channels_last) for t in (x, y))
         convolve(x, self._packed, self._bias, dense, add=add, relu=relu)
@@ -123,12 +131,27 @@ class WinogradEngine(FusedEngine):
     name = "winograd"
 
     def __init__(self, model: ResidualModel, dtype: torch.dtype = torch.float32) -> None:
-        if dtype == torch.bfloat16 and not kernels.library().streamdeblur_winograd_half():
+        if dtype == torch.bfloat16 and not kernels.library().streamdeblur_half():
             raise DeviceError("engine winograd does not run bf16 on this CPU", "take --precision fp32 or auto")
         super().__init__(model, dtype)
 
     def _fold(self, model: ResidualModel) -> ResidualModel:
-        def convolution(weight: Tensor, bias: Tensor | None, stride: int) -> WinogradConv | None:
-            return WinogradConv(weight, bias, self.dtype) if suits(weight, stride) else None
+        return fold(model, self.dtype, _Kernels(self.dtype))
 
-        return fold(model, self.dtype, convolution)
+
+class _Kernels(OneDNN):
+    """Layers with kernels of our own, but for those that none suits."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.channels = kernels.library().streamdeblur_width()
+
+    def convolution(self, weight: Tensor, bias: Tensor | None, stride: int) -> Convolution:
+        if suits(weight, stride):
+            return WinogradConv(weight, bias, self.dtype)
+        if suits_direct(weight, stride):
+            return DirectConv(weight, bias, stride, self.dtype)
+        return super().convolution(weight, bias, stride)
+
+    def up(self, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        return DirectUp(weight, bias, self.dtype) if suits_up(weight) else super().up(weight, bias)

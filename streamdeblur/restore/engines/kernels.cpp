@@ -1,15 +1,14 @@
-// Convolutions of 3x3, stride 1, zeros around, channels last, by Winograd's F(4x4, 3x3): 36 products where the definition
-// has 144. Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, Sec. 4.3.
+// Convolutions with zeros around, channels last, in float32; and in bfloat16 where the processor multiplies that
+// (AVX512-BF16): images and what is multiplied are bfloat16, transforms, sums, bias and gradients of weights float32.
 //
-// In float32; and in bfloat16 where the processor multiplies that (AVX512-BF16): images and what is multiplied are
-// bfloat16, transforms, sums, bias and gradients of weights float32.
+// Those of 3x3 and stride 1 by Winograd's F(4x4, 3x3): 36 products where the definition has 144. Lavin and Gray, "Fast
+// Algorithms for Convolutional Neural Networks", CVPR 2016, Sec. 4.3. Work is cut into runs of tiles of 4x4 results, line
+// after line and image after image, small enough that what a run needs stays in the cache of a core: its tiles are
+// transformed, multiplied with the transformed weights (36 matrix products), and transformed back with bias, sum and ReLU. A
+// result does not depend on how the work was cut, nor on threads. The gradient of the weights is the other way round: the
+// tiles of the input and of the results' gradient are transformed, and their 36 products summed over all tiles.
 //
-// Work is cut into runs of tiles of 4x4 results, line after line and image after image, small enough that what a run needs
-// stays in the cache of a core: its tiles are transformed, multiplied with the transformed weights (36 matrix products), and
-// transformed back with bias, sum and ReLU. A result does not depend on how the work was cut, nor on threads.
-//
-// The gradient of the weights is the other way round: the tiles of the input and of the results' gradient are
-// transformed, and their 36 products summed over all tiles.
+// Others by their definition (Direct).
 //
 // The vectors are GCC's and Clang's (__attribute__((vector_size))): as wide as what this is compiled for.
 
@@ -33,6 +32,9 @@ constexpr int WIDTH = 8, ROWS = 6, CHANNELS = 4;
 #else
 constexpr int WIDTH = 4, ROWS = 6, CHANNELS = 4;
 #endif
+
+// Blocks of ROWS results that one panel of weights serves before the next does.
+constexpr int AT_ONCE = 8;
 
 // Bytes between the 36 matrices, so that their rows don't all fall into the same lines of the cache.
 constexpr int APART = 64;
@@ -327,6 +329,148 @@ struct Convolution {
     }
 };
 
+// Other convolutions, by their definition: each result is a sum over taps, pixels at places relative to its own. A transposed
+// convolution of stride 2 is four of them, phases: for even and odd lines and columns of the result.
+template <class Kind>
+struct Direct {
+    typedef typename Kind::Value Value;
+    typedef typename Kind::Factor Factor;
+
+    const Value* x;
+    Value* y;
+    const Value* weights;
+    const float* bias;
+    const Value* enlarged;
+    const int* taps;
+    int phases, count, height, width, inputs, outputs, stride;
+    bool add, relu;
+
+    // Results of a phase in a column and in a line; in all.
+    int high() const { return (height + stride - 1) / stride; }
+    int wide() const { return (width + stride - 1) / stride; }
+    int apart() const { return phases == 1 ? 1 : 2; }
+    // Channels of pixels that were copied: whole factors.
+    int channels() const { return (inputs + Kind::PAIR - 1) / Kind::PAIR * Kind::PAIR; }
+    // Of one window of pixels for ROWS results; taps reach 3 lines and columns at most.
+    size_t memory() const { return room<Value>(static_cast<ptrdiff_t>(3) * ((ROWS - 1) * stride + 3) * channels()); }
+
+    // A line of results of a phase.
+    void run(ptrdiff_t n, int line, int phase, Value* memory) const {
+        const int* tap = taps + 2 * count * phase;
+        int above = tap[0], below = tap[0], before = tap[1], after = tap[1];
+        for (int t = 1; t < count; ++t) {
+            above = std::min(above, tap[2 * t]), below = std::max(below, tap[2 * t]);
+            before = std::min(before, tap[2 * t + 1]), after = std::max(after, tap[2 * t + 1]);
+        }
+        const ptrdiff_t size = static_cast<ptrdiff_t>(count) * channels() * outputs;
+        const Value* const weight = weights + size * phase;
+        const int top = line * stride + above, panel = outputs % (2 * WIDTH) == 0 ? 2 * WIDTH : WIDTH;
+        const bool whole = top >= 0 && line * stride + below < height && inputs == channels();
+        // Some blocks for one panel of weights, then for the next, so that both stay in the cache.
+        for (int begin = 0; begin < wide(); begin += AT_ONCE * ROWS)
+            for (int o = 0; o < outputs; o += panel)
+                for (int first = begin; first < std::min(wide(), begin + AT_ONCE * ROWS); first += ROWS) {
+                    const int left = first * stride + before, right = (first + ROWS - 1) * stride + after;
+                    const Value* from = x + ((n * height + line * stride) * static_cast<ptrdiff_t>(width) + first * stride) * inputs;
+                    ptrdiff_t row = static_cast<ptrdiff_t>(width) * inputs;
+                    if (!whole || left < 0 || right >= width) {
+                        row = static_cast<ptrdiff_t>(right - left + 1) * channels();
+                        copy(n, top, below - above + 1, left, right - left + 1, memory);
+                        from = memory - above * row - static_cast<ptrdiff_t>(before) * channels();
+                    }
+                    const Value* of_panel = weight + static_cast<ptrdiff_t>(o) * count * channels();
+                    if (panel == 2 * WIDTH)
+                        block<2>(from, row, tap, of_panel, n, line, phase, first, o);
+                    else
+                        block<1>(from, row, tap, of_panel, n, line, phase, first, o);
+                }
+    }
+
+    // Pixels from (top, left); zeros outside of the image, and in channels that it lacks.
+    void copy(ptrdiff_t n, int top, int lines, int left, int columns, Value* to) const {
+        std::memset(to, 0, sizeof(Value) * lines * columns * channels());
+        const int begin = std::max(0, -left), end = std::min(columns, width - left);
+        for (int i = std::max(0, -top); i < std::min(lines, height - top); ++i) {
+            const Value* from = x + ((n * height + top + i) * static_cast<ptrdiff_t>(width) + left) * inputs;
+            Value* line = to + static_cast<ptrdiff_t>(i) * columns * channels();
+            if (inputs == channels()) {
+                if (begin < end) std::memcpy(line + begin * inputs, from + begin * inputs, sizeof(Value) * (end - begin) * inputs);
+            } else {
+                int j = begin;
+                if (sizeof(Value) == 2 && inputs == 3)  // of pictures: a pixel, and the first value of the next, at once
+                    for (; j < end - 1; ++j) {
+                        uint64_t pixel;
+                        std::memcpy(&pixel, from + j * 3, sizeof(pixel));
+                        pixel &= 0xffffffffffffull;
+                        std::memcpy(line + j * 4, &pixel, sizeof(pixel));
+                    }
+                for (; j < end; ++j)
+                    for (int c = 0; c < inputs; ++c) line[j * channels() + c] = from[j * inputs + c];
+            }
+        }
+    }
+
+    // ROWS results of a line from `first`, channels from o; `from` is the pixel of the first, lines `row` values apart.
+    template <int VECTORS>
+    void block(const Value* from, ptrdiff_t row, const int* tap, const Value* weight, ptrdiff_t n, int line, int phase, int first, int o) const {
+        const int depth = channels() / Kind::PAIR, live = wide() - first;
+        const Factor* b = reinterpret_cast<const Factor*>(weight);
+        Vector sum[ROWS][VECTORS];
+        for (int v = 0; v < VECTORS; ++v) {
+            const Vector offset = bias ? load(bias + o + v * WIDTH) : Vector{};
+            for (int r = 0; r < ROWS; ++r) sum[r][v] = offset;
+        }
+        for (int t = 0; t < count; ++t) {
+            const Factor* a = reinterpret_cast<const Factor*>(from + tap[2 * t] * row + static_cast<ptrdiff_t>(tap[2 * t + 1]) * channels());
+            const ptrdiff_t next = static_cast<ptrdiff_t>(stride) * depth;
+            for (int k = 0; k < depth; ++k, b += VECTORS * WIDTH) {
+                Vector factors[VECTORS];
+                for (int v = 0; v < VECTORS; ++v) factors[v] = Kind::factors(b + v * WIDTH);
+                for (int r = 0; r < ROWS; ++r)
+                    for (int v = 0; v < VECTORS; ++v) sum[r][v] = Kind::multiply(sum[r][v], a[r * next + k], factors[v]);
+            }
+        }
+        const int down = line * apart() + phase / 2;
+        const ptrdiff_t lines = static_cast<ptrdiff_t>(high()) * apart(), columns = static_cast<ptrdiff_t>(wide()) * apart();
+        for (int r = 0; r < ROWS; ++r)
+            if (r < live) {
+                const ptrdiff_t across = static_cast<ptrdiff_t>(first + r) * apart() + phase % 2;
+                Value* to = y + ((n * lines + down) * columns + across) * outputs + o;
+                const Value* small = enlarged + (enlarged ? ((n * (lines / 2) + down / 2) * (columns / 2) + across / 2) * outputs + o : 0);
+                for (int v = 0; v < VECTORS; ++v) {
+                    Vector value = sum[r][v];
+                    if (add) value += load(to + v * WIDTH);
+                    if (enlarged) value += load(small + v * WIDTH);
+                    if (relu) value = value < 0.0f ? Vector{} : value;  // NaN stays
+                    store(to + v * WIDTH, value);
+                }
+            }
+    }
+};
+
+// As streamdeblur_direct.
+template <class Kind>
+int convolve(const Direct<Kind>& job, int batch, int threads) {
+    if (batch < 1 || job.height < 1 || job.width < 1) return 0;
+    const long lines = static_cast<long>(batch) * job.high() * job.phases;
+    int failed = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1 && lines > 1)
+    {
+        typename Kind::Value* const memory = reinterpret_cast<typename Kind::Value*>(scratch(job.memory()));
+#pragma omp for schedule(dynamic, 4)
+        for (long i = 0; i < lines; ++i) {
+            if (!memory) {
+#pragma omp atomic write
+                failed = 1;
+                continue;
+            }
+            // The phases of a line follow each other: they read the same pixels and write the same lines.
+            job.run(i / job.phases / job.high(), static_cast<int>(i / job.phases % job.high()), static_cast<int>(i % job.phases), memory);
+        }
+    }
+    return failed;
+}
+
 template <class Kind>
 struct WeightGradient {
     typedef typename Kind::Value Value;
@@ -545,10 +689,10 @@ int differentiate(const WeightGradient<Kind>& job, const Taps<float>& weights, f
 extern "C" {
 
 // What numbers of channels have to be multiples of.
-int streamdeblur_winograd_width() { return WIDTH; }
+int streamdeblur_width() { return WIDTH; }
 
 // Whether one call uses several threads.
-int streamdeblur_winograd_parallel() {
+int streamdeblur_parallel() {
 #ifdef _OPENMP
     return 1;
 #else
@@ -557,7 +701,7 @@ int streamdeblur_winograd_parallel() {
 }
 
 // Whether bfloat16 is taken, `half` below.
-int streamdeblur_winograd_half() {
+int streamdeblur_half() {
 #if defined(__AVX512BF16__)
     return 1;
 #else
@@ -576,6 +720,30 @@ int streamdeblur_winograd(const void* x, void* y, const void* weights, const flo
         return convolve(Convolution<Kind>{static_cast<const Value*>(x), static_cast<Value*>(y), static_cast<const Value*>(weights), bias,
                                           height, width, inputs, outputs, add != 0, relu != 0},
                         batch, tiles, threads);
+    };
+#if defined(__AVX512BF16__)
+    if (half) return run(Double{});
+#endif
+    return half ? 1 : run(Single{});
+}
+
+// Another convolution of x (batch, height, width, inputs), of as many taps a phase as `count`, over y, or added to it with
+// `add`; then `enlarged`, if it is not nullptr, of half y's height and width, is added, each of its pixels to four; then
+// ReLU with `relu`. One phase with `stride`: y (batch, ceil(height / stride), ceil(width / stride), outputs). Four: twice the
+// height and width; for even lines and even columns, even and odd, odd and even, odd and odd. taps: (phases, count, 2),
+// lines and columns from a result's own pixel, -1 to 1. weights: (phases, outputs / panel, count, inputs, panel), in
+// bfloat16 (phases, outputs / panel, count, inputs rounded up / 2, panel, 2), panel as in streamdeblur_winograd_pack.
+// bias, threads, half and what it returns as with streamdeblur_winograd.
+int streamdeblur_direct(const void* x, void* y, const void* weights, const float* bias, const void* enlarged, const int* taps,
+                        int phases, int count, int batch, int height, int width, int inputs, int outputs, int stride, int half,
+                        int add, int relu, int threads) {
+    const auto run = [&](auto kind) {
+        typedef decltype(kind) Kind;
+        typedef typename Kind::Value Value;
+        return convolve(Direct<Kind>{static_cast<const Value*>(x), static_cast<Value*>(y), static_cast<const Value*>(weights), bias,
+                                     static_cast<const Value*>(enlarged), taps, phases, count, height, width, inputs, outputs, stride,
+                                     add != 0, relu != 0},
+                        batch, threads);
     };
 #if defined(__AVX512BF16__)
     if (half) return run(Double{});
