@@ -73,11 +73,31 @@ def test_a_thread_keeps_what_it_freed_too() -> None:
 heap.keep_freed()
 def work():
     found["after"] = [faults(40 << 20) for _ in range(4)][-1]
+    found["large"] = [faults(200 << 20) for _ in range(4)][-1]
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
 """)
     assert found["after"] < 10
+    assert found["large"] < 10
+
+
+@glibc
+@pytest.mark.parametrize("setting", [{"MALLOC_ARENA_MAX": "4"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}])
+def test_heaps_that_the_user_asks_for_are_there(setting: dict[str, str]) -> None:
+    found = run(
+        """
+found["kept"] = heap.keep_freed()
+def work():
+    found["large"] = [faults(200 << 20) for _ in range(4)][-1]
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+""",
+        **setting,
+    )
+    assert found["kept"]
+    assert found["large"] > 10
 
 
 @glibc
