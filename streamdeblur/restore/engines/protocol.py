@@ -15,9 +15,9 @@ ENGINES: Mapping[str, str] = MappingProxyType(
     {
         "eager": "PyTorch, operation by operation; any device",
         "fused": "PyTorch on a CPU with packed weights and oneDNN's fused operations; nothing to compile",
-        "winograd": "fused in fp32 with faster convolutions of our own, which a C++ compiler makes once",
+        "winograd": "fused with kernels of our own, which a C++ compiler makes once; the fastest on CPUs without AMX",
         "compile": "torch.compile, its cache kept between runs; CPU or CUDA",
-        "openvino": "OpenVINO on the CPU; the fastest in bf16, also int8",
+        "openvino": "OpenVINO on the CPU; the fastest with AMX, also int8",
         "onnx": "ONNX Runtime, fp32; CPU, or CUDA with onnxruntime-gpu",
         "cuda-graphs": "PyTorch on CUDA, recorded once for each shape and replayed",
     }
