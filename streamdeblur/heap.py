@@ -104,9 +104,8 @@ def _set_by_user() -> bool:
 
 
 def _in_environment(name: str) -> bool:
-    variables = (f"MALLOC_{name.upper()}_", f"MALLOC_{name.upper()}")  # arena_max has no underscore at its end
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    return any(variable in os.environ for variable in variables) or f"glibc.malloc.{name}" in tunables
+    variable = f"MALLOC_{name.upper()}" + "_" * (name != "arena_max")
+    return variable in os.environ or f"glibc.malloc.{name}" in os.environ.get("GLIBC_TUNABLES", "")
 
 
 def resident() -> int:

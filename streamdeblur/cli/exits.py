@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from streamdeblur import interrupts
+from streamdeblur import heap, interrupts
 from streamdeblur.errors import StreamdeblurError
 
 _PATIENCE = 2.0  # seconds after the first signal in which others are the same wish
@@ -68,6 +68,7 @@ class Group(Command, click.Group):
 def run_and_exit(action: Callable[[], object], *, debug: bool = False) -> NoReturn:
     """`run`, then end the process with its exit code. Call it on the main thread, last."""
     _fill_streams()
+    heap.one_for_all()
     on_signal = OnSignal()
     _watch_for_haste(on_signal)
     code = run(action, debug=debug, on_signal=on_signal)

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import click
 from rich.table import Table
 
-from streamdeblur import heap
 from streamdeblur.cli import ablation, batch, benchmark, detection, evaluation, export, live, synthesis, training
 from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging
 from streamdeblur.cli.exits import Group, run_and_exit
@@ -287,7 +286,6 @@ def demo(
 
 
 def _begin(debug: bool) -> Any:
-    heap.one_for_all()
     console = make_console()
     set_up_logging(console, debug=debug)
     return console

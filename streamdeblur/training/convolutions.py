@@ -34,8 +34,9 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
     """Let the convolutions of ``net`` that suit run through kernels of our own from now on; how many they are.
 
     For a network with float32 weights on a CPU, run in float32 or under autocast to bfloat16 (``dtype``); names and
-    values of parameters stay. None where PyTorch's own are as fast or dtype is another, where this machine has no C++
-    compiler, or one whose kernels would leave PyTorch's other threads idle.
+    values of parameters stay. Transposed convolutions then have their bias added apart. None where PyTorch's own are as
+    fast or dtype is another, where this machine has no C++ compiler, or one whose kernels would leave PyTorch's other
+    threads idle.
     """
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and bf16_pays_without_amx()):
         return 0
@@ -64,10 +65,10 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
 
 
 class _Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` with another way to its result."""
+    """``nn.Conv2d`` with another way to its result, for (N, C, H, W) in float32, or under autocast in bfloat16."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
         return cast(Tensor, _forward(input.to(dtype), self.weight, self.bias))
 
 

@@ -3,6 +3,8 @@ beside every edge, in float32 and in bfloat16."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,6 +114,35 @@ def test_what_lies_outside_of_a_picture_does_not_matter(dtype: torch.dtype) -> N
         assert x.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(layer(x), layer(x.clone(memory_format=torch.preserve_format)))
         assert layer(x).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_a_pixel_that_is_no_number_spoils_itself_only(dtype: torch.dtype) -> None:
+    for inputs in (3, 16):
+        layer = DirectConv(weights(16, inputs, 1, dtype), None, 1, dtype)
+        x = tensor(1, inputs, 5, 13, dtype=dtype)
+        x[0, 0, 2, 6] = float("nan")
+        bad = layer(x).isnan().any(1)[0].nonzero().tolist()
+        assert bad == [[2, 6]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_several_threads_may_call_it(dtype: torch.dtype) -> None:
+    layer, up = DirectConv(weights(32, 3, 3, dtype), None, 2, dtype), DirectUp(weights(16, 32, 4, dtype), None, dtype)
+    given = [(tensor(1, 3, 40, 30 + i, seed=i, dtype=dtype), tensor(1, 16, 20, 9 + i, dtype=dtype)) for i in range(8)]
+    want = [(layer(x), up(y)) for x, y in given]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            got = list(pool.map(lambda pair: (layer(pair[0]), up(pair[1])), given))
+            assert all(
+                torch.equal(a, b) for one, two in zip(got, want, strict=True) for a, b in zip(one, two, strict=True)
+            )
+
+
+def test_results_of_another_size_are_refused() -> None:
+    layer = DirectConv(weights(16, 16, 1, torch.float32), None, 1, torch.float32)
+    with pytest.raises(AssertionError):
+        layer.add_to(tensor(1, 16, 4, 4), tensor(1, 16, 8, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])

@@ -153,7 +153,9 @@ found["later"] = [faults() for _ in range(3)][-1]
 
 @glibc
 def test_a_setting_of_something_else_does_not_count() -> None:
-    found = run("found['kept'] = heap.keep_freed()", MALLOC_ARENA_MAX="2", GLIBC_TUNABLES="glibc.malloc.tcache_count=7")
+    found = run(
+        "found['kept'] = heap.keep_freed()", MALLOC_TRIM_THRESHOLD="1", GLIBC_TUNABLES="glibc.malloc.tcache_count=7"
+    )
     assert found["kept"]
 
 

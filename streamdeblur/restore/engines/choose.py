@@ -147,7 +147,7 @@ def _ways(
 
         return [_Way("onnx", "fp32", onnx.version()), _Way("eager", "fp32")]
     if engine == "winograd":
-        kind = ("bf16" if bf16_pays_without_amx() else "fp32") if precision == "auto" else precision
+        kind = ("bf16" if _kernels_take_bf16() else "fp32") if precision == "auto" else precision
         if kind not in ("fp32", "bf16"):
             raise UsageError(f"engine winograd runs in fp32 or bf16, not {kind}", "leave --precision out")
         if device.type != "cpu" or not can_fold(model, PRECISIONS[kind]):
@@ -197,6 +197,11 @@ def _ways(
     if can_fold(model, dtype):
         found.append(_Way("fused", kind))
     return [*found, last]
+
+
+def _kernels_take_bf16() -> bool:
+    """Whether kernels of our own run in bf16 here, and gain by it. Raises DeviceError as ``kernels.library``."""
+    return bf16_pays_without_amx() and bool(kernels.library().streamdeblur_half())
 
 
 def _word(dtype: torch.dtype) -> str:

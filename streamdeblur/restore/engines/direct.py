@@ -28,7 +28,10 @@ def suits_direct(weight: Tensor, stride: int) -> bool:
 
 
 def suits_up(weight: Tensor) -> bool:
-    """Whether ``DirectUp`` takes a transposed convolution with weights (inputs, outputs, height, width)."""
+    """Whether ``DirectUp`` takes a transposed convolution with weights (inputs, outputs, height, width).
+
+    Raises DeviceError as ``kernels.library``.
+    """
     wide = kernels.library().streamdeblur_width()
     return weight.shape[2:] == (4, 4) and weight.shape[1] % wide == 0
 
@@ -64,6 +67,7 @@ class _Direct:
         small = None if enlarged is None else enlarged.contiguous(memory_format=torch.channels_last)
         n, inputs, h, w = x.shape
         assert inputs == self.inputs
+        assert y.shape == (n, self.outputs, *self._size(h, w))
         assert x.dtype == y.dtype == self.dtype, "memory is handed over as it is"
         failed = self._run(
             *(x.data_ptr(), dense.data_ptr(), *self._fixed, 0 if small is None else small.data_ptr(), self._taps),
@@ -74,8 +78,15 @@ class _Direct:
             raise MemoryError("a thread of engine winograd")
         return y if dense is y else y.copy_(dense)
 
-    def _empty(self, n: int, h: int, w: int) -> Tensor:
-        return torch.empty((n, self.outputs, h, w), dtype=self.dtype, memory_format=torch.channels_last)
+    def _size(self, h: int, w: int) -> tuple[int, int]:
+        """Height and width of the result."""
+        s = self._stride
+        return (2 * h, 2 * w) if self._phases == 4 else (-(-h // s), -(-w // s))
+
+    def _result(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        size = (n, self.outputs, *self._size(h, w))
+        return torch.empty(size, dtype=self.dtype, memory_format=torch.channels_last)
 
 
 class DirectConv(_Direct):
@@ -107,10 +118,6 @@ class DirectConv(_Direct):
         assert small.dtype == self.dtype
         return self._call(x, y, enlarged=small, relu=relu)
 
-    def _result(self, x: Tensor) -> Tensor:
-        n, _, h, w = x.shape
-        return self._empty(n, -(-h // self._stride), -(-w // self._stride))
-
 
 class DirectUp(_Direct):
     """A 4x4 transposed convolution of stride 2 with a border of 1, and ReLU: twice the height and width.
@@ -127,5 +134,4 @@ class DirectUp(_Direct):
         super().__init__(taps, [(i[1], j[1]) for phase in chosen for i, j in phase], bias, 1, dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
-        n, _, h, w = x.shape
-        return self._call(x, self._empty(n, 2 * h, 2 * w), relu=True)
+        return self._call(x, self._result(x), relu=True)

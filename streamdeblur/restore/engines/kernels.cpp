@@ -167,7 +167,7 @@ inline void accumulate(const typename Kind::Factor* a, ptrdiff_t a_row, const ty
         for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * WIDTH, sum[r][v]);
 }
 
-// Memory of this thread, kept until it ends; nullptr where there is none. What lies in it is finite, or was a tile's.
+// Memory of this thread, kept until it ends; nullptr where there is none.
 char* scratch(size_t bytes) {
     struct Held {
         char* memory = nullptr;
@@ -180,7 +180,7 @@ char* scratch(size_t bytes) {
         std::free(held.memory);
         held.memory = static_cast<char*>(std::aligned_alloc(64, bytes));
         held.bytes = held.memory ? bytes : 0;
-        if (held.memory) std::memset(held.memory, 0, bytes);
+        if (held.memory) std::memset(held.memory, 0, bytes);  // rows of no tile are multiplied too, and nobody reads that
     }
     return held.memory;
 }
@@ -351,8 +351,9 @@ struct Direct {
     int apart() const { return phases == 1 ? 1 : 2; }
     // Channels of pixels that were copied: whole factors.
     int channels() const { return (inputs + Kind::PAIR - 1) / Kind::PAIR * Kind::PAIR; }
-    // Of one window of pixels for ROWS results; taps reach 3 lines and columns at most.
-    size_t memory() const { return room<Value>(static_cast<ptrdiff_t>(3) * ((ROWS - 1) * stride + 3) * channels()); }
+    // Values of a window of pixels for ROWS results, of which taps reach 3 lines and columns at most; bytes of all at once.
+    ptrdiff_t window() const { return static_cast<ptrdiff_t>(3) * ((ROWS - 1) * stride + 3) * channels(); }
+    size_t memory() const { return room<Value>(AT_ONCE * window()); }
 
     // A line of results of a phase.
     void run(ptrdiff_t n, int line, int phase, Value* memory) const {
@@ -367,23 +368,29 @@ struct Direct {
         const int top = line * stride + above, panel = outputs % (2 * WIDTH) == 0 ? 2 * WIDTH : WIDTH;
         const bool whole = top >= 0 && line * stride + below < height && inputs == channels();
         // Some blocks for one panel of weights, then for the next, so that both stay in the cache.
-        for (int begin = 0; begin < wide(); begin += AT_ONCE * ROWS)
-            for (int o = 0; o < outputs; o += panel)
-                for (int first = begin; first < std::min(wide(), begin + AT_ONCE * ROWS); first += ROWS) {
-                    const int left = first * stride + before, right = (first + ROWS - 1) * stride + after;
-                    const Value* from = x + ((n * height + line * stride) * static_cast<ptrdiff_t>(width) + first * stride) * inputs;
-                    ptrdiff_t row = static_cast<ptrdiff_t>(width) * inputs;
-                    if (!whole || left < 0 || right >= width) {
-                        row = static_cast<ptrdiff_t>(right - left + 1) * channels();
-                        copy(n, top, below - above + 1, left, right - left + 1, memory);
-                        from = memory - above * row - static_cast<ptrdiff_t>(before) * channels();
-                    }
-                    const Value* of_panel = weight + static_cast<ptrdiff_t>(o) * count * channels();
+        for (int begin = 0; begin < wide(); begin += AT_ONCE * ROWS) {
+            const Value* from[AT_ONCE];
+            ptrdiff_t row[AT_ONCE];
+            const int blocks = std::min(AT_ONCE, (wide() - begin + ROWS - 1) / ROWS);
+            for (int i = 0; i < blocks; ++i) {
+                const int first = begin + i * ROWS, left = first * stride + before, right = (first + ROWS - 1) * stride + after;
+                from[i] = x + ((n * height + line * stride) * static_cast<ptrdiff_t>(width) + first * stride) * inputs;
+                row[i] = static_cast<ptrdiff_t>(width) * inputs;
+                if (whole && left >= 0 && right < width) continue;
+                Value* const copied = memory + i * window();
+                row[i] = static_cast<ptrdiff_t>(right - left + 1) * channels();
+                copy(n, top, below - above + 1, left, right - left + 1, copied);
+                from[i] = copied - above * row[i] - static_cast<ptrdiff_t>(before) * channels();
+            }
+            for (int o = 0; o < outputs; o += panel) {
+                const Value* of_panel = weight + static_cast<ptrdiff_t>(o) * count * channels();
+                for (int i = 0; i < blocks; ++i)
                     if (panel == 2 * WIDTH)
-                        block<2>(from, row, tap, of_panel, n, line, phase, first, o);
+                        block<2>(from[i], row[i], tap, of_panel, n, line, phase, begin + i * ROWS, o);
                     else
-                        block<1>(from, row, tap, of_panel, n, line, phase, first, o);
-                }
+                        block<1>(from[i], row[i], tap, of_panel, n, line, phase, begin + i * ROWS, o);
+            }
+        }
     }
 
     // Pixels from (top, left); zeros outside of the image, and in channels that it lacks.
@@ -471,6 +478,7 @@ int convolve(const Direct<Kind>& job, int batch, int threads) {
     return failed;
 }
 
+// The gradient of the weights of a Convolution, transformed: sums over all tiles.
 template <class Kind>
 struct WeightGradient {
     typedef typename Kind::Value Value;

@@ -17,8 +17,9 @@ from streamdeblur.restore.engines.protocol import Engine
 #: Side of the two tiles (noise and a picture), pixels.
 TRIAL_SIDE = 128
 
-#: Number of the way that is tried; verdicts of another way are not believed.
-_TRIAL = 3
+#: Number of the way that is tried, and of what engines of this package compute beside compiled kernels: raised with
+#: either, so that older verdicts are not believed.
+_TRIAL = 4
 
 
 @dataclass(frozen=True, slots=True)
