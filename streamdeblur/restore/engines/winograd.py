@@ -65,7 +65,8 @@ def convolve(
     """The convolution of ``x`` (N, inputs, H, W), any H and W, written over ``y`` (N, outputs, H, W), or added to it.
 
     float32 or bfloat16, both in channels_last; zeros around. What is not finite spreads over tiles of 4x4 results.
-    packed: of ``pack``. Several threads may call it, each with as many threads as PyTorch has for it. Raises MemoryError.
+    packed: of ``pack``. Several threads may call it, each with as many threads as PyTorch has for it. Raises
+    MemoryError.
     """
     n, inputs, h, w = x.shape
     outputs = y.shape[1]
