@@ -30,6 +30,7 @@ from streamdeblur.models.folding import can_fold
 from streamdeblur.models.trial import TOLERANCES, fingerprint, picture, pictures
 from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.restore.engines import build_engine, cache, facts, kernels, share
+from streamdeblur.restore.engines.devices import cpu_flags
 from streamdeblur.restore.engines.openvino import Compiled, OpenVINOEngine
 from streamdeblur.restore.memory import own_memory
 from streamdeblur.runtime import Result
@@ -99,9 +100,23 @@ def test_openvino_computes_the_correction_and_changes_no_bit_with_threads(openvi
         assert (results[0] - results[1]).abs().max() < 1e-5
 
 
+WINOGRAD_BF16 = pytest.param(
+    "winograd",
+    "bf16",
+    marks=pytest.mark.skipif("avx512_bf16" not in cpu_flags(), reason="this CPU has no AVX512-BF16"),
+)
+
+
 @pytest.mark.parametrize(
     ("word", "precision"),
-    [("openvino", "fp32"), ("openvino", "bf16"), ("fused", "fp32"), ("fused", "bf16"), ("winograd", "fp32")],
+    [
+        ("openvino", "fp32"),
+        ("openvino", "bf16"),
+        ("fused", "fp32"),
+        ("fused", "bf16"),
+        ("winograd", "fp32"),
+        WINOGRAD_BF16,
+    ],
 )
 def test_engines_side_by_side_compute_the_same(openvino_graph: Path, word: str, precision: str) -> None:
     if word == "fused" and not can_fold(network(), torch.float32 if precision == "fp32" else torch.bfloat16):
@@ -451,7 +466,8 @@ np.save(path, restorer(picture(64, 96)).numpy())
 
 
 @pytest.mark.parametrize(
-    ("engine", "precision"), [("openvino", "bf16"), ("fused", "bf16"), ("fused", "fp32"), ("winograd", "fp32")]
+    ("engine", "precision"),
+    [("openvino", "bf16"), ("fused", "bf16"), ("fused", "fp32"), ("winograd", "fp32"), WINOGRAD_BF16],
 )
 def test_another_process_gets_the_same_bits(openvino_graph: Path, engine: str, precision: str, tmp_path: Path) -> None:
     if engine == "fused" and not can_fold(network(), torch.bfloat16 if precision == "bf16" else torch.float32):

@@ -345,7 +345,7 @@ struct Direct {
     int phases, count, height, width, inputs, outputs, stride;
     bool add, relu;
 
-    // Results of a phase in a column and in a line; in all.
+    // Results of a phase in a column and in a line of it; how far apart they are in y.
     int high() const { return (height + stride - 1) / stride; }
     int wide() const { return (width + stride - 1) / stride; }
     int apart() const { return phases == 1 ? 1 : 2; }
