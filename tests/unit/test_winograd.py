@@ -3,14 +3,17 @@ where there is no compiler, a broken one, or no cache."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
+import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -23,9 +26,10 @@ from streamdeblur.models import MIMOUNet, MIMOUNetConfig, SelfEnsemble
 from streamdeblur.models.folding import can_fold
 from streamdeblur.models.random_weights import random_state
 from streamdeblur.models.trial import TOLERANCES, noise, pictures
-from streamdeblur.restore.engines import build_engine, choose, facts, kernels
-from streamdeblur.restore.engines.devices import bf16_pays_without_amx, cpu_flags
-from streamdeblur.restore.engines.winograd import WinogradConv, WinogradEngine, suits
+from streamdeblur.restore.engines import build_engine, choose, devices, facts, kernels, winograd
+from streamdeblur.restore.engines.devices import cpu_flags
+from streamdeblur.restore.engines.direct import DirectConv, DirectUp
+from streamdeblur.restore.engines.winograd import WinogradConv, WinogradEngine, gains_by_bf16, suits
 
 CPU = torch.device("cpu")
 #: Channels of whole vectors on every CPU: 16, 32, 64.
@@ -203,7 +207,7 @@ def test_words_that_ask_for_it() -> None:
     found = facts(build_engine(network(), engine="winograd", device=CPU, precision="fp32"))
     assert (found.name, found.precision) == ("winograd", "fp32")
     found = facts(build_engine(SelfEnsemble(network(), 8), engine="winograd", device=CPU))
-    assert (found.name, found.precision) == ("winograd", "bf16" if bf16_pays_without_amx() else "fp32")
+    assert (found.name, found.precision) == ("winograd", "bf16" if gains_by_bf16() else "fp32")
     with pytest.raises(UsageError, match="engine winograd runs in fp32 or bf16, not fp16"):
         build_engine(network(), engine="winograd", device=CPU, precision="fp16")
 
@@ -288,13 +292,81 @@ def test_in_bf16_threads_change_no_bit() -> None:
 
 @needs_half
 @pytest.mark.parametrize("pays", [True, False])
-def test_auto_takes_it_in_bf16_where_that_pays_without_amx(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "bf16_pays_without_amx", lambda: pays)
+def test_auto_takes_it_in_bf16_where_that_gains(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "_kernels_gain_by_bf16", lambda: pays)
     found = facts(build_engine(network(), device=CPU, precision="bf16"))
     assert (found.name == "winograd") == pays
     assert found.precision == "bf16"
     found = facts(build_engine(network(), engine="winograd", device=CPU))
     assert (found.name, found.precision) == ("winograd", "bf16" if pays else "fp32")
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The kernels with AMX as a program, so that what is for AMX runs on every CPU that has the rest."""
+    made = tmp_path_factory.mktemp("tiles") / "kernels.so"
+    flags = [*kernels._FLAGS, "-DSTREAMDEBLUR_EMULATED_TILES", "-shared"]
+    subprocess.run([kernels._required(), *flags, str(kernels._source()), "-o", str(made)], check=True)
+    library = kernels._open(made)
+    assert library.streamdeblur_tiles()
+    return library
+
+
+@needs_half
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(16, 16), (16, 48), (32, 32), (48, 16), (64, 96), (96, 64), (128, 128), (144, 80)]
+)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 6), (11, 214)])
+def test_products_by_amx_are_those_without(
+    inputs: int, outputs: int, height: int, width: int, tiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bias, weight = tensor(outputs, seed=2), tensor(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5
+    up = tensor(inputs, outputs, 4, 4, seed=4) / (4 * inputs) ** 0.5
+    layers = [
+        WinogradConv(weight, bias, torch.bfloat16),
+        DirectConv(weight, bias, 2, torch.bfloat16),
+        DirectConv(weight[:, :, 1:2, 1:2] * 3, bias, 1, torch.bfloat16),
+        DirectUp(up, None, torch.bfloat16),
+    ]
+    x = tensor(2, inputs, height, width).bfloat16()
+    want = [layer(x) for layer in layers]
+    monkeypatch.setattr(kernels, "library", lambda: tiled)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for layer, of_layer in zip(layers, want, strict=True):
+            # Summed in another order, so some results are rounded the other way.
+            assert (layer(x) - of_layer).abs().max() < 0.04
+
+
+@pytest.mark.parametrize(
+    ("flags", "half", "tiles", "pays", "gains"),
+    [
+        ({"avx512_bf16"}, 1, 0, True, True),
+        ({"avx512_bf16"}, 1, 0, False, False),
+        ({"avx512_bf16"}, 0, 0, True, False),
+        ({"avx512_bf16", "amx_bf16"}, 1, 0, True, False),
+        ({"avx512_bf16", "amx_bf16"}, 1, 1, False, False),
+        ({"avx512_bf16", "amx_bf16"}, 1, 1, True, True),
+    ],
+)
+def test_bf16_gains_by_avx512_where_that_pays_and_by_amx_where_it_is_faster(
+    flags: set[str], half: int, tiles: int, pays: bool, gains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = SimpleNamespace(streamdeblur_half=lambda: half, streamdeblur_tiles=lambda: tiles)
+    monkeypatch.setattr(kernels, "library", lambda: library)
+    monkeypatch.setattr(winograd, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(winograd, "bf16_pays_without_amx", lambda: pays)
+    monkeypatch.setattr(winograd, "_measure", lambda: {"pays": pays})
+    monkeypatch.setattr(devices, "_decided", {})
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", "/dev/null/nowhere")
+    assert gains_by_bf16() == gains
+
+
+@needs_half
+def test_a_layer_is_measured_against_onednn() -> None:
+    found = winograd._measure()
+    assert 0 < min(found["own_s"], found["onednn_s"]) < 1
+    assert found["pays"] == (found["own_s"] < 0.9 * found["onednn_s"])
 
 
 def compiler_that(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.folding import can_fold
 from streamdeblur.models.trial import fingerprint
 from streamdeblur.restore.engines import kernels
-from streamdeblur.restore.engines.devices import PRECISIONS, bf16_pays_without_amx, resolve_precision
+from streamdeblur.restore.engines.devices import PRECISIONS, resolve_precision
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.protocol import ENGINES, Engine, facts, share
 from streamdeblur.restore.engines.verdicts import Trials
@@ -56,10 +56,10 @@ def build_engine(
 
     Each engine but eager mode is compared with eager fp32 when it is first used on a machine (``Trials``); one that
     computes something else gives way to the next, with a warning. "auto" takes for networks on CUDA: cuda-graphs; on a
-    CPU in fp32, or in bf16 by AVX-512: winograd where there is a C++ compiler; on a CPU else: openvino where it is
-    installed and prepared or worth preparing, else fused; the process then keeps the memory that it frees (``heap``).
-    Models without weights run in eager mode. Raises UsageError for unknown or impossible words, DeviceError for what
-    this machine lacks.
+    CPU in fp32, or in bf16 where that gains (``winograd.gains_by_bf16``): winograd where there is a C++ compiler; on a
+    CPU else: openvino where it is installed and prepared or worth preparing, else fused; the process then keeps the
+    memory that it frees (``heap``). Models without weights run in eager mode. Raises UsageError for unknown or
+    impossible words, DeviceError for what this machine lacks.
     """
     began = time.perf_counter()
     if engine != "auto" and engine not in ENGINES:
@@ -147,7 +147,7 @@ def _ways(
 
         return [_Way("onnx", "fp32", onnx.version()), _Way("eager", "fp32")]
     if engine == "winograd":
-        kind = ("bf16" if _kernels_take_bf16() else "fp32") if precision == "auto" else precision
+        kind = ("bf16" if _kernels_gain_by_bf16() else "fp32") if precision == "auto" else precision
         if kind not in ("fp32", "bf16"):
             raise UsageError(f"engine winograd runs in fp32 or bf16, not {kind}", "leave --precision out")
         if device.type != "cpu" or not can_fold(model, PRECISIONS[kind]):
@@ -181,9 +181,10 @@ def _ways(
     if device.type != "cpu":
         return [last]
     found = []
-    if (kind == "fp32" or (kind == "bf16" and bf16_pays_without_amx())) and can_fold(model, dtype):
+    if kind in ("fp32", "bf16") and can_fold(model, dtype):
         try:
-            found.append(_Way("winograd", kind, kernels.version()))
+            if kind == "fp32" or _kernels_gain_by_bf16():
+                found.append(_Way("winograd", kind, kernels.version()))
         except DeviceError:
             log.debug("no kernels of our own", exc_info=True)
     if kind in ("fp32", "bf16") and importlib.util.find_spec("openvino") is not None:
@@ -199,9 +200,10 @@ def _ways(
     return [*found, last]
 
 
-def _kernels_take_bf16() -> bool:
-    """Whether kernels of our own run in bf16 here, and gain by it. Raises DeviceError as ``kernels.library``."""
-    return bf16_pays_without_amx() and bool(kernels.library().streamdeblur_half())
+def _kernels_gain_by_bf16() -> bool:
+    from streamdeblur.restore.engines.winograd import gains_by_bf16
+
+    return gains_by_bf16()
 
 
 def _word(dtype: torch.dtype) -> str:

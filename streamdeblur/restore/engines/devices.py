@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,43 +81,58 @@ def bf16_pays() -> bool:
     if "amx_bf16" in flags and "ONEDNN_MAX_CPU_ISA" not in os.environ:
         return True
     path = cache.cache_folder() / f"bf16-{cache.key(_PRODUCT, cache.machine(torch.device('cpu')))}.json"
+    return bool(decided(path, _measure_bf16).get("pays"))
+
+
+def decided(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``measure`` found when this machine first asked; kept in ``path``, else in this process."""
     with _deciding:
         found = cache.read_json(path) or _decided.get(path)
         if found is None:
-            fp32, bf16 = _product_seconds()
-            found = {"pays": bf16 < _GAIN * fp32, "fp32_s": fp32, "bf16_s": bf16}
+            found = measure()
             first = cache.read_json(path)  # of a process that measured at the same time: all follow that one
             if first is None:
                 cache.write_json(path, found)
             found = _decided[path] = first or found
-    return bool(found.get("pays"))
+    return found
+
+
+def _measure_bf16() -> dict[str, Any]:
+    fp32, bf16 = _product_seconds()
+    return {"pays": bf16 < _GAIN * fp32, "fp32_s": fp32, "bf16_s": bf16}
 
 
 def bf16_pays_without_amx() -> bool:
-    """Whether kernels of our own gain by bf16 here: AVX512-BF16 that pays, and no AMX, which they don't use."""
+    """Whether bf16 pays here by AVX512-BF16: training's kernels of our own don't use AMX."""
     flags = cpu_flags()
     return "avx512_bf16" in flags and "amx_bf16" not in flags and bf16_pays()
 
 
 def _product_seconds() -> tuple[float, float]:
-    """Least seconds of a matrix product in fp32 and in bf16, in turns, on one thread: tens of milliseconds in all."""
+    """Least seconds of a matrix product in fp32 and in bf16, one thread: tens of milliseconds in all."""
     pairs = [
         [torch.full((_PRODUCT, _PRODUCT), value, dtype=kind, device="cpu") for value in (0.5, 0.25)]
         for kind in (torch.float32, torch.bfloat16)
     ]
-    taken: list[list[float]] = [[], []]
+    fp32, bf16 = in_turns(lambda: pairs[0][0] @ pairs[0][1], lambda: pairs[1][0] @ pairs[1][1])
+    return fp32, bf16
+
+
+def in_turns(*ways: Callable[[], object]) -> list[float]:
+    """The least seconds that each of ``ways`` takes on one thread, of seven times in turns."""
+    taken: list[list[float]] = [[] for _ in ways]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
             for _ in range(7):
-                for (a, b), times in zip(pairs, taken, strict=True):
+                for way, times in zip(ways, taken, strict=True):
                     begun = time.perf_counter()
-                    a @ b
+                    way()
                     times.append(time.perf_counter() - begun)
     finally:
         torch.set_num_threads(threads)
-    return min(taken[0]), min(taken[1])
+    return [min(times) for times in taken]
 
 
 def resolve_precision(name: str, device: torch.device, model: ResidualModel) -> torch.dtype:

@@ -1,5 +1,6 @@
 // Convolutions with zeros around, channels last, in float32; and in bfloat16 where the processor multiplies that
-// (AVX512-BF16): images and what is multiplied are bfloat16, transforms, sums, bias and gradients of weights float32.
+// (AVX512-BF16, and AMX where the system lets it): images and what is multiplied are bfloat16, transforms, sums, bias and
+// gradients of weights float32.
 //
 // Those of 3x3 and stride 1 by Winograd's F(4x4, 3x3): 36 products where the definition has 144. Lavin and Gray, "Fast
 // Algorithms for Convolutional Neural Networks", CVPR 2016, Sec. 4.3. Work is cut into runs of tiles of 4x4 results, line
@@ -17,8 +18,18 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
+#endif
+
+// AMX: registers of 16 lines of 64 bytes. Emulated, the same program runs where there is none, for tests.
+#if defined(__AVX512BF16__) && (defined(STREAMDEBLUR_EMULATED_TILES) || (defined(__linux__) && defined(__AMX_TILE__) && defined(__AMX_BF16__)))
+#define STREAMDEBLUR_TILES
+#if !defined(STREAMDEBLUR_EMULATED_TILES)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace {
@@ -70,8 +81,13 @@ struct Single {
     typedef float Factor;
     static constexpr int PAIR = 1;
 
+    static constexpr int ROWS = ::ROWS;
+
     static Vector factors(const Factor* from) { return load(from); }
     static Vector multiply(Vector sum, Factor a, Vector b) { return sum + a * b; }
+    // What a thread does before its first product of factors `depth` values long, and after its last.
+    static void begin(int) {}
+    static void end() {}
     static void interleave(Factor* to, Vector first, Vector) { store(to, first); }
 };
 
@@ -88,8 +104,10 @@ inline void store(Half* to, Vector value) { *reinterpret_cast<Halves*>(to) = rou
 struct Double {
     typedef Half Value;
     typedef uint32_t Factor __attribute__((aligned(4), may_alias));
-    static constexpr int PAIR = 2;
+    static constexpr int PAIR = 2, ROWS = ::ROWS;
 
+    static void begin(int) {}
+    static void end() {}
     static Vector factors(const Factor* from) { return *reinterpret_cast<const Vector*>(from); }
     static Vector multiply(Vector sum, Factor a, Vector b) {
         const __m512bh both = reinterpret_cast<__m512bh>(Words{} + a);
@@ -98,6 +116,83 @@ struct Double {
     static void interleave(Factor* to, Vector first, Vector second) {
         *reinterpret_cast<Words*>(to) = words(rounded(first)) | words(rounded(second)) << 16;
     }
+};
+#endif
+
+#if defined(STREAMDEBLUR_TILES)
+// How the eight registers are cut (Intel's manual, LDTILECFG): 0 to 3 are 16x16 sums in float32, 4 and 5 lines of 16
+// rows, 6 and 7 of a panel of weights, pairs of values that are neighbours along the sum side by side.
+struct alignas(64) Cut {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t lines[16] = {};
+
+    explicit Cut(int values) {
+        for (int i = 0; i < 8; ++i) {
+            bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? 2 * values : 64);
+            lines[i] = static_cast<uint8_t>(i > 5 ? values / 2 : 16);
+        }
+    }
+};
+
+#if defined(STREAMDEBLUR_EMULATED_TILES)
+struct Emulated {
+    Cut cut{32};
+    char lines[8][16][64];
+};
+inline thread_local Emulated emulated;
+
+inline bool tiles_allowed() { return true; }
+inline void tiles_cut(const Cut& cut) { emulated.cut = cut; }
+inline void tiles_release() { std::memset(&emulated, 0, sizeof(emulated)); }
+inline void tile_zero(int t) { std::memset(emulated.lines[t], 0, sizeof(emulated.lines[t])); }
+inline void tile_load(int t, const void* from, ptrdiff_t apart) {
+    for (int i = 0; i < emulated.cut.lines[t]; ++i) std::memcpy(emulated.lines[t][i], static_cast<const char*>(from) + i * apart, emulated.cut.bytes[t]);
+}
+inline void tile_store(int t, void* to, ptrdiff_t apart) {
+    for (int i = 0; i < emulated.cut.lines[t]; ++i) std::memcpy(static_cast<char*>(to) + i * apart, emulated.lines[t][i], emulated.cut.bytes[t]);
+}
+inline void tile_product(int c, int a, int b) {
+    const auto value = [](const char* from) {
+        uint16_t half;
+        std::memcpy(&half, from, 2);
+        const uint32_t word = static_cast<uint32_t>(half) << 16;
+        float result;
+        std::memcpy(&result, &word, 4);
+        return result;
+    };
+    for (int i = 0; i < emulated.cut.lines[c]; ++i)
+        for (int j = 0; j < emulated.cut.bytes[c] / 4; ++j) {
+            float sum;
+            std::memcpy(&sum, emulated.lines[c][i] + 4 * j, 4);
+            for (int k = 0; k < emulated.cut.bytes[a] / 4; ++k)
+                for (int half = 0; half < 4; half += 2) sum += value(emulated.lines[a][i] + 4 * k + half) * value(emulated.lines[b][k] + 4 * j + half);
+            std::memcpy(emulated.lines[c][i] + 4 * j, &sum, 4);
+        }
+}
+#else
+// Linux lends these registers on request: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
+bool tiles_allowed() {
+    static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    return allowed;
+}
+// GCC's own intrinsics don't say that they read memory.
+inline void tiles_cut(const Cut& cut) { __asm__ volatile("ldtilecfg (%0)" ::"r"(&cut) : "memory"); }
+inline void tiles_release() { __asm__ volatile("tilerelease" ::: "memory"); }
+#define tile_zero(t) __asm__ volatile("tilezero %%tmm" #t ::: "memory")
+#define tile_load(t, from, apart) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"(static_cast<ptrdiff_t>(apart)) : "memory")
+#define tile_store(t, to, apart) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"(static_cast<ptrdiff_t>(apart)) : "memory")
+#define tile_product(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::: "memory")
+#endif
+
+// As Double, products by AMX: of inputs that are a multiple of 16.
+struct Tiled : Double {
+    static constexpr int ROWS = 16;
+
+    // Values along the sum that one product takes.
+    static int step(int depth) { return depth % 32 == 0 ? 32 : 16; }
+    static void begin(int depth) { tiles_cut(Cut(step(depth))); }
+    static void end() { tiles_release(); }
 };
 #endif
 
@@ -286,6 +381,12 @@ struct Convolution {
             const Factor* from = reinterpret_cast<const Factor*>(transformed + k * plane);
             const Factor* weight = reinterpret_cast<const Factor*>(weights + static_cast<ptrdiff_t>(k) * inputs * outputs);
             float* to = products + k * plane_out(tiles);
+#if defined(STREAMDEBLUR_TILES)
+            if constexpr (std::is_same_v<Kind, Tiled>) {
+                of_tiles(from, weight, to, count);
+                continue;
+            }
+#endif
             if (outputs % (2 * WIDTH) == 0)
                 product<2>(from, weight, to, count);
             else
@@ -304,6 +405,43 @@ struct Convolution {
                 multiply<Kind, VECTORS>(from + static_cast<ptrdiff_t>(t) * depth, depth, weight + static_cast<ptrdiff_t>(o) * depth,
                                         to + static_cast<ptrdiff_t>(t) * outputs + o, outputs, depth);
     }
+
+#if defined(STREAMDEBLUR_TILES)
+    // As product, by AMX: two times 16 rows by two times 16 channels at once, where there are so many.
+    void of_tiles(const Factor* from, const Factor* weight, float* to, int count) const {
+        const int depth = inputs / 2, step = Kind::step(inputs) / 2, panel = outputs % 32 == 0 ? 32 : 16;
+        const ptrdiff_t apart = static_cast<ptrdiff_t>(inputs) * 2, out = static_cast<ptrdiff_t>(outputs) * 4;
+        for (int o = 0; o < outputs; o += panel)
+            for (int t = 0; t < count; t += 32) {
+                const bool rows = t + 16 < count, channels = panel == 32;
+                const Factor* a = from + static_cast<ptrdiff_t>(t) * depth;
+                const Factor* b = weight + static_cast<ptrdiff_t>(o) * depth;
+                float* c = to + static_cast<ptrdiff_t>(t) * outputs + o;
+                tile_zero(0);
+                tile_zero(1);
+                tile_zero(2);
+                tile_zero(3);
+                for (int k = 0; k < depth; k += step, a += step, b += step * panel) {
+                    tile_load(4, a, apart);
+                    tile_load(6, b, panel * 4);
+                    tile_product(0, 4, 6);
+                    if (channels) {
+                        tile_load(7, b + 16, panel * 4);
+                        tile_product(1, 4, 7);
+                    }
+                    if (rows) {
+                        tile_load(5, a + 16 * static_cast<ptrdiff_t>(depth), apart);
+                        tile_product(2, 5, 6);
+                        if (channels) tile_product(3, 5, 7);
+                    }
+                }
+                tile_store(0, c, out);
+                if (channels) tile_store(1, c + 16, out);
+                if (rows) tile_store(2, c + 16 * static_cast<ptrdiff_t>(outputs), out);
+                if (rows && channels) tile_store(3, c + 16 * static_cast<ptrdiff_t>(outputs) + 16, out);
+            }
+    }
+#endif
 
     // One tile's products, transformed back to what of its 4x4 pixels lies in the image.
     void leave(const float* from, ptrdiff_t plane, Value* result, int top, int left) const {
@@ -335,6 +473,7 @@ template <class Kind>
 struct Direct {
     typedef typename Kind::Value Value;
     typedef typename Kind::Factor Factor;
+    static constexpr int ROWS = Kind::ROWS;
 
     const Value* x;
     Value* y;
@@ -420,16 +559,41 @@ struct Direct {
     // ROWS results of a line from `first`, channels from o; `from` is the pixel of the first, lines `row` values apart.
     template <int VECTORS>
     void block(const Value* from, ptrdiff_t row, const int* tap, const Value* weight, ptrdiff_t n, int line, int phase, int first, int o) const {
-        const int depth = channels() / Kind::PAIR, live = wide() - first;
+        const int depth = channels() / Kind::PAIR;
         const Factor* b = reinterpret_cast<const Factor*>(weight);
         Vector sum[ROWS][VECTORS];
+        const ptrdiff_t next = static_cast<ptrdiff_t>(stride) * depth;
+#if defined(STREAMDEBLUR_TILES)
+        if constexpr (std::is_same_v<Kind, Tiled>) {
+            const int step = Kind::step(inputs) / 2;
+            tile_zero(0);
+            tile_zero(1);
+            for (int t = 0; t < count; ++t) {
+                const Factor* a = reinterpret_cast<const Factor*>(from + tap[2 * t] * row + static_cast<ptrdiff_t>(tap[2 * t + 1]) * channels());
+                for (int k = 0; k < depth; k += step, b += step * VECTORS * WIDTH) {
+                    tile_load(4, a + k, next * 4);
+                    tile_load(6, b, VECTORS * 64);
+                    tile_product(0, 4, 6);
+                    if (VECTORS == 2) {
+                        tile_load(7, b + WIDTH, VECTORS * 64);
+                        tile_product(1, 4, 7);
+                    }
+                }
+            }
+            tile_store(0, &sum[0][0], VECTORS * 64);
+            if (VECTORS == 2) tile_store(1, &sum[0][VECTORS - 1], VECTORS * 64);
+            if (bias)
+                for (int r = 0; r < ROWS; ++r)
+                    for (int v = 0; v < VECTORS; ++v) sum[r][v] += load(bias + o + v * WIDTH);
+            return leave<VECTORS>(sum, n, line, phase, first, o);
+        }
+#endif
         for (int v = 0; v < VECTORS; ++v) {
             const Vector offset = bias ? load(bias + o + v * WIDTH) : Vector{};
             for (int r = 0; r < ROWS; ++r) sum[r][v] = offset;
         }
         for (int t = 0; t < count; ++t) {
             const Factor* a = reinterpret_cast<const Factor*>(from + tap[2 * t] * row + static_cast<ptrdiff_t>(tap[2 * t + 1]) * channels());
-            const ptrdiff_t next = static_cast<ptrdiff_t>(stride) * depth;
             for (int k = 0; k < depth; ++k, b += VECTORS * WIDTH) {
                 Vector factors[VECTORS];
                 for (int v = 0; v < VECTORS; ++v) factors[v] = Kind::factors(b + v * WIDTH);
@@ -437,7 +601,13 @@ struct Direct {
                     for (int v = 0; v < VECTORS; ++v) sum[r][v] = Kind::multiply(sum[r][v], a[r * next + k], factors[v]);
             }
         }
-        const int down = line * apart() + phase / 2;
+        leave<VECTORS>(sum, n, line, phase, first, o);
+    }
+
+    // Those of the sums that are results.
+    template <int VECTORS>
+    void leave(const Vector (&sum)[ROWS][VECTORS], ptrdiff_t n, int line, int phase, int first, int o) const {
+        const int down = line * apart() + phase / 2, live = wide() - first;
         const ptrdiff_t lines = static_cast<ptrdiff_t>(high()) * apart(), columns = static_cast<ptrdiff_t>(wide()) * apart();
         for (int r = 0; r < ROWS; ++r)
             if (r < live) {
@@ -464,6 +634,7 @@ int convolve(const Direct<Kind>& job, int batch, int threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1 && lines > 1)
     {
         typename Kind::Value* const memory = reinterpret_cast<typename Kind::Value*>(scratch(job.memory()));
+        Kind::begin(job.inputs);
 #pragma omp for schedule(dynamic, 4)
         for (long i = 0; i < lines; ++i) {
             if (!memory) {
@@ -474,6 +645,7 @@ int convolve(const Direct<Kind>& job, int batch, int threads) {
             // The phases of a line follow each other: they read the same pixels and write the same lines.
             job.run(i / job.phases / job.high(), static_cast<int>(i / job.phases % job.high()), static_cast<int>(i % job.phases), memory);
         }
+        Kind::end();
     }
     return failed;
 }
@@ -586,12 +758,13 @@ int convolve(const Convolution<Kind>& job, int batch, int tiles, int threads) {
     const long all = where.of(batch);
     // In even parts for the threads, where there are few.
     tiles = static_cast<int>(std::min<long>(tiles, (all + std::max(threads, 1) - 1) / std::max(threads, 1)));
-    tiles = (tiles + ROWS - 1) / ROWS * ROWS;
+    tiles = (tiles + Kind::ROWS - 1) / Kind::ROWS * Kind::ROWS;
     const long runs = (all + tiles - 1) / tiles;
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1 && runs > 1)
     {
         char* const memory = scratch(job.memory(tiles));
+        Kind::begin(job.inputs);
 #pragma omp for schedule(dynamic, 1)
         for (long i = 0; i < runs; ++i) {
             if (!memory) {
@@ -601,6 +774,7 @@ int convolve(const Convolution<Kind>& job, int batch, int tiles, int threads) {
             }
             job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, all - i * tiles)), tiles, memory);
         }
+        Kind::end();
     }
     return failed;
 }
@@ -717,6 +891,15 @@ int streamdeblur_half() {
 #endif
 }
 
+// Whether bfloat16 is multiplied by AMX. Asks the system for it.
+int streamdeblur_tiles() {
+#if defined(STREAMDEBLUR_TILES)
+    return tiles_allowed();
+#else
+    return 0;
+#endif
+}
+
 // y (batch, height, width, outputs) = convolution of x (batch, height, width, inputs), or y + it with `add`; then ReLU
 // with `relu`. Both are float32, or bfloat16 with `half`. weights: of streamdeblur_winograd_pack. bias: may be nullptr.
 // tiles: in a run, at most. threads: at work at most. Returns 0, or 1 where a thread had no memory.
@@ -729,6 +912,9 @@ int streamdeblur_winograd(const void* x, void* y, const void* weights, const flo
                                           height, width, inputs, outputs, add != 0, relu != 0},
                         batch, tiles, threads);
     };
+#if defined(STREAMDEBLUR_TILES)
+    if (half && inputs % 16 == 0 && tiles_allowed()) return run(Tiled{});
+#endif
 #if defined(__AVX512BF16__)
     if (half) return run(Double{});
 #endif
@@ -753,6 +939,9 @@ int streamdeblur_direct(const void* x, void* y, const void* weights, const float
                                      add != 0, relu != 0},
                         batch, threads);
     };
+#if defined(STREAMDEBLUR_TILES)
+    if (half && inputs % 16 == 0 && tiles_allowed()) return run(Tiled{});
+#endif
 #if defined(__AVX512BF16__)
     if (half) return run(Double{});
 #endif

@@ -112,6 +112,7 @@ def _open(path: Path) -> ctypes.CDLL:
     found.streamdeblur_width.restype = number
     found.streamdeblur_parallel.restype = number
     found.streamdeblur_half.restype = number
+    found.streamdeblur_tiles.restype = number
     found.streamdeblur_winograd.argtypes = [pointer] * 4 + [number] * 10
     found.streamdeblur_winograd.restype = number
     found.streamdeblur_direct.argtypes = [pointer] * 6 + [number] * 12

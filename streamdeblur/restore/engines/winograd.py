@@ -9,6 +9,7 @@ in float32; in bfloat16 some 2 % of a layer's, as its sums cancel.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from torch import Tensor
 from streamdeblur.errors import DeviceError
 from streamdeblur.models.base import ResidualModel
 from streamdeblur.models.folding import Convolution, OneDNN, fold
-from streamdeblur.restore.engines import kernels
+from streamdeblur.restore.engines import cache, kernels
+from streamdeblur.restore.engines.devices import bf16_pays_without_amx, cpu_flags, decided, in_turns
 from streamdeblur.restore.engines.direct import DirectConv, DirectUp, suits_direct, suits_up
 from streamdeblur.restore.engines.fused import FusedEngine
 
@@ -25,6 +27,9 @@ from streamdeblur.restore.engines.fused import FusedEngine
 #: transformed pixels of a run stay in the cache beside the weights, with many the weights are read anew for each run.
 #: Of 12, 24, 48 and 96 tiles these were the best on a Zen 3.
 _MANY, _TILES_FEW, _TILES_MANY = 128, 24, 48
+
+#: What a layer must take here of its time by oneDNN, with AMX, to be chosen.
+_GAIN = 0.9
 
 
 def suits(weight: Tensor, stride: int) -> bool:
@@ -87,6 +92,38 @@ def convolve(
     if failed:
         raise MemoryError("a thread of engine winograd")
     return y
+
+
+def gains_by_bf16() -> bool:
+    """Whether networks run faster so in bfloat16 than as ``fused`` or OpenVINO would.
+
+    Without AMX, where the CPU multiplies faster in bfloat16: those do no better than the product. With AMX what is not
+    a product takes most of the time, so a layer is measured against oneDNN's, once on a machine. Raises DeviceError as
+    ``kernels.library``.
+    """
+    library = kernels.library()
+    if not library.streamdeblur_half():
+        return False
+    if "amx_bf16" not in cpu_flags():
+        return bf16_pays_without_amx()
+    if not library.streamdeblur_tiles():
+        return False
+    path = cache.cache_folder() / f"winograd-{cache.key(kernels.version(), cache.machine(torch.device('cpu')))}.json"
+    return bool(decided(path, _measure).get("pays"))
+
+
+def _measure() -> dict[str, Any]:
+    """Seconds of a layer as there are most in a network, by oneDNN and here."""
+    x = torch.full((1, 64, 128, 128), 0.5, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    weight = torch.full((64, 64, 3, 3), 0.25, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        theirs, ours = (make(weight, None, 1) for make in (OneDNN(torch.bfloat16).convolution, _own))
+    onednn, own = in_turns(lambda: theirs(x), lambda: ours(x))
+    return {"pays": own < _GAIN * onednn, "onednn_s": onednn, "own_s": own}
+
+
+def _own(weight: Tensor, bias: Tensor | None, stride: int) -> Convolution:
+    return WinogradConv(weight, bias, weight.dtype)
 
 
 class WinogradConv:
