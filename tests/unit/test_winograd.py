@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -322,7 +322,7 @@ def test_products_by_amx_are_those_without(
 ) -> None:
     bias, weight = tensor(outputs, seed=2), tensor(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5
     up = tensor(inputs, outputs, 4, 4, seed=4) / (4 * inputs) ** 0.5
-    layers = [
+    layers: list[Callable[[Tensor], Tensor]] = [
         WinogradConv(weight, bias, torch.bfloat16),
         DirectConv(weight, bias, 2, torch.bfloat16),
         DirectConv(weight[:, :, 1:2, 1:2] * 3, bias, 1, torch.bfloat16),
