@@ -158,7 +158,7 @@ def models(as_json: bool, quiet: bool, debug: bool) -> None:
 
 @cli.group()
 def weights() -> None:
-    """Checkpoints: import the authors' ones, average ours, look into them."""
+    """Checkpoints: import the authors' ones, average and deepen ours, look into them."""
 
 
 @weights.command("import")
@@ -227,6 +227,30 @@ def weights_average(
     if not quiet:
         said = metadata.score_note or "never validated"
         console.print(f"{output}: {metadata.variant}, the mean of {len(files)}; {said}", markup=False, highlight=False)
+
+
+@weights.command("deepen")
+@click.argument("file")
+@click.option("-o", "--output", required=True, help="Checkpoint to write (.safetensors).")
+@click.option("--blocks", type=int, required=True, help="Residual blocks in every stage, more than there are.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the new blocks' random weights.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@common
+def weights_deepen(file: str, output: str, blocks: int, seed: int, overwrite: bool, quiet: bool, debug: bool) -> None:
+    """A deeper network that computes the same, to go on training from.
+
+    train with start=OUTPUT, for the variant of that depth or with architecture.blocks set.
+    """
+    console = _begin(debug)
+    _check_checkpoint_output(output, [file], overwrite=overwrite)
+    from streamdeblur.models.checkpoint import save_checkpoint
+    from streamdeblur.models.deepen import deepen_checkpoint
+
+    state, metadata = deepen_checkpoint(file, blocks, seed)
+    save_checkpoint(output, state, metadata)
+    if not quiet:
+        count = sum(t.numel() for t in state.values())
+        console.print(f"{output}: {metadata.variant}, {count / 1e6:.2f} M parameters", markup=False, highlight=False)
 
 
 @weights.command("show")

@@ -6,7 +6,15 @@ from streamdeblur.models.base import ResidualModel
 from streamdeblur.models.checkpoint import Metadata, load_checkpoint, read_metadata, save_checkpoint
 from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig
-from streamdeblur.models.registry import Variant, build, default_variant, resolve, shipped_weights, variants
+from streamdeblur.models.registry import (
+    Variant,
+    build,
+    cheapest_variant,
+    default_variant,
+    resolve,
+    shipped_weights,
+    variants,
+)
 from streamdeblur.models.simple import OFFSET_STEP, Identity, Offset
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "SelfEnsemble",
     "Variant",
     "build",
+    "cheapest_variant",
     "default_variant",
     "load_checkpoint",
     "read_metadata",

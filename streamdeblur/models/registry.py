@@ -65,6 +65,12 @@ _VARIANTS = _table(
         MIMOUNetConfig(width=16, blocks=2),
         weights_name="mimo-unet-small",
     ),
+    Variant(
+        "mimo-unet-medium",
+        "width 16, 6 residual blocks: between small and the paper's",
+        MIMOUNetConfig(width=16, blocks=6),
+        weights_name="mimo-unet-medium",
+    ),
     Variant("mimo-unet", "the paper's network, 8 residual blocks", MIMO_UNET, weights_name="mimo-unet"),
     Variant("mimo-unet-plus", "MIMO-UNet+, 20 residual blocks", MIMO_UNET_PLUS, weights_name="mimo-unet-plus"),
     Variant(
@@ -137,6 +143,14 @@ def default_variant() -> Variant | None:
         if best is None or (score is not None and score > best_score):
             best, best_score = variant, -math.inf if score is None else score
     return best
+
+
+def cheapest_variant() -> Variant | None:
+    """The plain variant with shipped weights that asks for the least work, or None: for live streams on a CPU."""
+    ships = [
+        v for v in _VARIANTS.values() if v.config is not None and not v.ensemble and shipped_weights(v) is not None
+    ]
+    return ships[0] if ships else None
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[State, Metadata]:

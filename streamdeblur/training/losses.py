@@ -12,9 +12,17 @@ from torch import Tensor
 MSFR = Literal["released", "paper"]
 
 
-def content_loss(restored: Tensor, sharp: Tensor) -> Tensor:
-    """One term of Eq. 7: the mean absolute difference. Tensors of one shape, any float dtype; computed in float32."""
-    return F.l1_loss(restored.float(), sharp.float())
+def content_loss(restored: Tensor, sharp: Tensor, epsilon: float = 0.0) -> Tensor:
+    """One term of Eq. 7: the mean absolute difference. Tensors of one shape, any float dtype; computed in float32.
+
+    epsilon: with more than 0, Charbonnier's loss in its place, sqrt(d^2 + epsilon^2) - epsilon (Charbonnier et al.,
+    ICIP 1994): nearly a square where a difference is below epsilon, so that small errors, mostly noise, pull less than
+    large ones, and nearly the absolute value far above.
+    """
+    if not epsilon:
+        return F.l1_loss(restored.float(), sharp.float())
+    difference = restored.float() - sharp.float()
+    return (torch.sqrt(difference * difference + epsilon * epsilon) - epsilon).mean()
 
 
 def frequency_loss(restored: Tensor, sharp: Tensor, definition: MSFR = "released") -> Tensor:
@@ -58,22 +66,25 @@ def targets(sharp: Tensor, count: int) -> tuple[Tensor, ...]:
 class DeblurLoss:
     """Eq. 9: the sum over scales of content terms plus ``msfr_weight`` times frequency terms.
 
+    epsilon: of ``content_loss``.
+
     Returns (total, {"content": …, "msfr": …}), scalars on the device of the outputs, the parts detached and unweighted.
     Without a frequency weight that term is neither computed nor returned.
     """
 
-    def __init__(self, msfr_weight: float = 0.1, msfr: MSFR = "released") -> None:
+    def __init__(self, msfr_weight: float = 0.1, msfr: MSFR = "released", epsilon: float = 0.0) -> None:
         if msfr not in get_args(MSFR):
             raise ValueError(f"msfr {msfr!r} is not one of {', '.join(get_args(MSFR))}")
         self.msfr_weight = msfr_weight
         self.msfr: MSFR = msfr
+        self.epsilon = epsilon
 
     def __call__(self, outputs: Sequence[Tensor], sharp: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """outputs: the network's, coarse to fine, (N, 3, h, w); sharp: (N, 3, H, W) of the last one's size."""
         if outputs[-1].shape != sharp.shape:
             raise ValueError(f"the network returned {tuple(outputs[-1].shape)} for targets of {tuple(sharp.shape)}")
         pairs = list(zip(outputs, targets(sharp, len(outputs)), strict=True))
-        total = content = torch.stack([content_loss(a, b) for a, b in pairs]).sum()
+        total = content = torch.stack([content_loss(a, b, self.epsilon) for a, b in pairs]).sum()
         parts = {"content": content.detach()}
         if self.msfr_weight:
             frequency = torch.stack([frequency_loss(a, b, self.msfr) for a, b in pairs]).sum()

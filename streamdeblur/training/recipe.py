@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from streamdeblur.errors import UsageError
 from streamdeblur.models.mimo_unet import MIMOUNetConfig
 from streamdeblur.training.losses import MSFR
 
@@ -82,13 +83,18 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Eq. 9: weight and definition of the frequency term."""
+    """Eq. 9: weight and definition of the frequency term; where the content term becomes a square.
+
+    epsilon: of ``content_loss``, in [0, 1] as pictures are; 0 is the paper's L1.
+    """
 
     msfr_weight: float = 0.1
     msfr: MSFR = "released"
+    epsilon: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self.msfr_weight >= 0, f"msfr_weight {self.msfr_weight:g} is below 0")
+        _check(0 <= self.epsilon <= 1, f"epsilon {self.epsilon:g} is not in 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +259,19 @@ class Recipe:
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Inverse of ``to_json``; for text that this program wrote."""
-        v = json.loads(text)
+        """Inverse of ``to_json``; for text that this program wrote.
+
+        Keys that came later take their defaults. Raises UsageError for one that this version does not know.
+        """
+        try:
+            return cls._of(json.loads(text))
+        except TypeError as e:
+            raise UsageError(
+                f"this version does not know the recipe ({e})", "go on with the version that wrote it"
+            ) from e
+
+    @classmethod
+    def _of(cls, v: dict[str, Any]) -> Recipe:
         data = v["data"]
         return cls(
             **{

@@ -96,7 +96,7 @@ class Trainer:
         self._names = {parameter: name for name, parameter in self.net.named_parameters()}
         self._optimizer = make_optimizer(o, self.net, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
-        self._loss = DeblurLoss(recipe.loss.msfr_weight, recipe.loss.msfr)
+        self._loss = DeblurLoss(recipe.loss.msfr_weight, recipe.loss.msfr, recipe.loss.epsilon)
         self.step = 0
         self.best: float | None = None
         self._reliable = False  # whether the best is more than a preview

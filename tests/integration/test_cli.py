@@ -335,6 +335,27 @@ def test_weights_are_averaged(tmp_path: Path) -> None:
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_weights_are_deepened(tmp_path: Path) -> None:
+    from streamdeblur.models.registry import shipped_weights, variants
+
+    small = shipped_weights(variants()["mimo-unet-small"])
+    done = run("weights", "deepen", small, "--blocks", 6, "-o", "deep.safetensors", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "deep.safetensors: mimo-unet-medium, 1.32 M parameters" in done.stderr
+    about = json.loads(run("weights", "show", "deep.safetensors", cwd=tmp_path).stdout)
+    assert about["variant"] == "mimo-unet-medium"
+    for arguments, code, said in (
+        ((small, "--blocks", 6, "-o", "deep.safetensors"), 1, "deep.safetensors exists"),
+        ((small, "--blocks", 2, "-o", "x.safetensors"), 2, "has 2 residual blocks in a stage, 2 are no more"),
+        (("no.safetensors", "--blocks", 6, "-o", "x.safetensors"), 1, "there is no weights file no.safetensors"),
+    ):
+        failed = run("weights", "deepen", *arguments, cwd=tmp_path)
+        assert failed.returncode == code
+        (line,) = failed.stderr.splitlines()
+        assert said in line
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = run("process", "no.mp4", "-m", "identity", "--debug", cwd=tmp_path)
     assert done.returncode == 1

@@ -14,14 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from streamdeblur.config import load_yaml, parse
 from streamdeblur.errors import ConfigError, OutputError, StreamdeblurError, UsageError
 from streamdeblur.frames import ColorSpec, Frame, FrameSpec, Gap
+from streamdeblur.jobs.live import engines as live_engines
 from streamdeblur.jobs.live.engines import BatchingPool, LiveFrame, LiveWork, half_scale_correction, recipe_of, ticketed
 from streamdeblur.jobs.live.options import LiveOptions, SourceOptions, named_sources, options_of
 from streamdeblur.jobs.live.status import Meter
 from streamdeblur.jobs.live.treatment import Tiles, WholeFrames, treatment_of
+from streamdeblur.models import registry
+from streamdeblur.models.checkpoint import Metadata, save_checkpoint
+from streamdeblur.models.random_weights import random_state
+from streamdeblur.models.registry import resolve
 from streamdeblur.restore import Restorer
 from streamdeblur.restore.planner import SpendOptions
 from streamdeblur.runtime.pool import Item, Result
@@ -374,6 +380,24 @@ def test_identity_has_no_ladder_and_a_network_has_one() -> None:
     assert recipe_of(parse(LiveOptions, values | {"half_scale": False})).names == ("mimo-unet", "bypass")
     with pytest.raises(UsageError, match="unknown model"):
         recipe_of(parse(LiveOptions, values | {"small_model": "tiny"}))
+
+
+@pytest.mark.parametrize(("device", "name"), [("cpu", "mimo-unet-small"), ("cuda", "mimo-unet")])
+def test_a_cpu_takes_the_cheapest_network_that_ships_and_a_gpu_the_best(
+    device: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for score, variant in ((24.0, "mimo-unet-small"), (25.0, "mimo-unet")):
+        config = resolve(variant).config
+        assert config is not None
+        about = Metadata(variant, config, score=score)
+        save_checkpoint(tmp_path / f"{variant}.safetensors", random_state(config, 0), about)
+    monkeypatch.setattr(registry, "weights_folder", lambda: tmp_path)
+    monkeypatch.setattr(live_engines, "resolve_device", lambda word: torch.device(device))
+    recipe = recipe_of(parse(LiveOptions, {}))
+    assert recipe.names[0] == name
+    assert recipe.steps[0].restorer.model == name
+    given = recipe_of(parse(LiveOptions, {"weights": str(tmp_path / "mimo-unet.safetensors")}))
+    assert given.names[0] == "mimo-unet"
 
 
 def test_the_limit_of_memory_is_shared_by_the_workers() -> None:

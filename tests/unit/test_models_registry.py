@@ -20,6 +20,7 @@ from streamdeblur.models import (
     Offset,
     SelfEnsemble,
     build,
+    cheapest_variant,
     default_variant,
     registry,
     resolve,
@@ -222,12 +223,14 @@ def test_dropout_makes_no_other_network(tmp_path: Path) -> None:
 def test_shipped_weights_are_found_and_the_best_is_the_default(tmp_path: Path) -> None:
     folder = tmp_path / "shipped"
     assert default_variant() is None
+    assert cheapest_variant() is None
     assert shipped_weights(resolve("mimo-unet")) is None
     small = checkpoint(folder / "mimo-unet-small.safetensors", "mimo-unet-small", SMALL, score=30.5)
     assert default_variant() is resolve("mimo-unet-small")
     plus = checkpoint(folder / "mimo-unet-plus.safetensors", "mimo-unet-plus", MIMO_UNET_PLUS, score=29.0)
     assert default_variant() is resolve("mimo-unet-small")
     assert shipped_weights(resolve("mimo-unet-small")) == small
+    assert cheapest_variant() is resolve("mimo-unet-small")
     assert shipped_weights(resolve("mimo-unet-plus-plus:8")) == plus
     assert shipped_weights(resolve("identity")) is None
     assert isinstance(build(), MIMOUNet)

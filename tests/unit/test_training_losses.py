@@ -55,6 +55,9 @@ def test_half_precision_is_computed_in_float32(dtype) -> None:
     x, y = a.double().numpy(), b.double().numpy()
     assert content_loss(a, b).dtype == torch.float32
     assert content_loss(a, b).item() == pytest.approx(np.abs(x - y).mean(), rel=1e-6)
+    for epsilon in (1e-3, 0.02, 0.5):
+        expected = (np.sqrt((x - y) ** 2 + epsilon**2) - epsilon).mean()
+        assert content_loss(a, b, epsilon).item() == pytest.approx(expected, rel=2e-6)
     # a half-precision network against a float32 truth, as in training
     assert frequency_loss(a, b.float()).item() == pytest.approx(released(x, y), rel=1e-6)
 
@@ -117,6 +120,8 @@ def test_total(name, definition, scales) -> None:
 def test_without_a_weight_the_frequency_term_is_left_out() -> None:
     image = torch.rand(1, 3, 8, 8)
     total, parts = DeblurLoss(0.0)([image], torch.zeros_like(image))
+    smooth, _ = DeblurLoss(0.0, epsilon=0.1)([image], torch.zeros_like(image))
+    assert smooth == content_loss(image, torch.zeros_like(image), 0.1) < total
     assert set(parts) == {"content"}
     assert total.item() == pytest.approx(image.mean().item(), rel=1e-6)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
+from streamdeblur.errors import UsageError
 from streamdeblur.models.mimo_unet import MIMO_UNET, MIMOUNetConfig
 from streamdeblur.training.recipe import (
     Data,
@@ -60,6 +62,12 @@ def test_json_there_and_back() -> None:
         state=StateOptions(dtype="bf16", part_mib=16, moments=False),
         steps=9,
     )
+    later = json.loads(recipe.to_json())
+    later["optimizer"]["of_tomorrow"] = 1
+    with pytest.raises(
+        UsageError, match=r"does not know the recipe .*of_tomorrow.*; go on with the version that wrote"
+    ):
+        Recipe.from_json(json.dumps(later))
     again = Recipe.from_json(recipe.to_json())
     assert again == recipe
     assert isinstance(again.data.sources[1], Source)

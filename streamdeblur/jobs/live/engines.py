@@ -22,6 +22,7 @@ from streamdeblur.restore import Restorer, RestorerSpec
 from streamdeblur.restore.composer import plane_part
 from streamdeblur.restore.cover import Box, window_sizes
 from streamdeblur.restore.engines import facts
+from streamdeblur.restore.engines.devices import resolve_device
 from streamdeblur.restore.planner import Region
 from streamdeblur.runtime.pool import (
     WORKER,
@@ -196,8 +197,11 @@ def _half(restorer: Restorer, planes: tuple[Array, ...], color: ColorSpec, *, ve
 
 def recipe_of(options: LiveOptions) -> LiveRecipe:
     """The steps that these options give. Raises UsageError and WeightsError for what can't be built."""
-    spec = _spec(options, options.model, _absolute(options.weights))
     variant = _variant(options)
+    model = options.model
+    if model is None and options.weights is None and variant is not None:
+        model = variant.name  # or a worker would take what is best
+    spec = _spec(options, model, _absolute(options.weights))
     name = variant.name if variant is not None else "model"
     steps = [StepRecipe(name, spec)]
     if variant is None or variant.config is None:
@@ -229,7 +233,8 @@ def _variant(options: LiveOptions) -> registry.Variant | None:
         return registry.resolve(options.model)
     if options.weights is not None:
         return registry.resolve(str(registry.read_weights(options.weights)[1].variant))
-    return registry.default_variant()
+    on_cpu = resolve_device(options.device).type == "cpu"
+    return registry.cheapest_variant() if on_cpu else registry.default_variant()
 
 
 def _small(options: LiveOptions, variant: registry.Variant) -> str | None:
