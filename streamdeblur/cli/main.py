@@ -232,8 +232,12 @@ def weights_average(
 @weights.command("deepen")
 @click.argument("file")
 @click.option("-o", "--output", required=True, help="Checkpoint to write (.safetensors).")
-@click.option("--blocks", type=int, required=True, help="Residual blocks in every stage, more than there are.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the new blocks' random weights.")
+@click.option(
+    "--blocks", type=click.IntRange(1, 100), required=True, help="Residual blocks in every stage, more than there are."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the new blocks' random weights."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @common
 def weights_deepen(file: str, output: str, blocks: int, seed: int, overwrite: bool, quiet: bool, debug: bool) -> None:

@@ -23,9 +23,9 @@ def deepen_checkpoint(path: str | os.PathLike[str], blocks: int, seed: int = 0) 
     """The network of a checkpoint with ``blocks`` residual blocks in every stage: results are the same.
 
     New blocks lie before the last one; their first convolutions are random by ``seed`` (He et al. 2015), their second
-    ones 0. float32. The variant is the one of that architecture, if there is one. It calls itself a preview, as nobody
-    has trained it yet. Raises UsageError for fewer blocks than there are, or as many, and WeightsError for a file that
-    is no checkpoint.
+    ones 0. float32. The variant is the one of that architecture, else a word of its own. It calls itself a preview, as
+    nobody has trained it yet. Raises UsageError for fewer blocks than there are, or as many, and WeightsError for a
+    file that is no checkpoint.
     """
     state, metadata = registry.read_weights(path)
     old = metadata.config.blocks
@@ -51,12 +51,16 @@ def deepen_checkpoint(path: str | os.PathLike[str], blocks: int, seed: int = 0) 
             deeper[f"{stage}.{place}.conv2.weight"] = torch.zeros_like(first)
             for layer in ("conv1", "conv2"):
                 deeper[f"{stage}.{place}.{layer}.bias"] = torch.zeros(len(first))
-    alike = [v.name for v in registry.variants().values() if v.config == config and not v.ensemble]
+    alike = [
+        v.name
+        for v in registry.variants().values()
+        if v.config is not None and not v.ensemble and not v.config.differences(config)
+    ]
     words = f"deepened from {old} to {blocks} residual blocks"
     history = "; ".join(filter(None, (str(metadata.extra.get("history", "")), words)))
     return deeper, dataclasses.replace(
         metadata,
-        variant=alike[0] if alike else metadata.variant,
+        variant=alike[0] if alike else f"{metadata.variant} with {blocks} blocks",
         config=config,
         score=None,
         score_note="",

@@ -94,7 +94,8 @@ class Loss:
 
     def __post_init__(self) -> None:
         _check(self.msfr_weight >= 0, f"msfr_weight {self.msfr_weight:g} is below 0")
-        _check(0 <= self.epsilon <= 1, f"epsilon {self.epsilon:g} is not in 0..1")
+        # Below, its square is lost in float32.
+        _check(not self.epsilon or 1e-6 <= self.epsilon <= 1, f"epsilon {self.epsilon:g} is not 0 or in 1e-6..1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,16 +264,16 @@ class Recipe:
 
         Keys that came later take their defaults. Raises UsageError for one that this version does not know.
         """
-        try:
-            return cls._of(json.loads(text))
-        except TypeError as e:
-            raise UsageError(
-                f"this version does not know the recipe ({e})", "go on with the version that wrote it"
-            ) from e
-
-    @classmethod
-    def _of(cls, v: dict[str, Any]) -> Recipe:
+        v = json.loads(text)
         data = v["data"]
+        parts = (("", cls), ("data", Data), ("loss", Loss), ("optimizer", Optimizer), ("schedule", Schedule))
+        for name, kind in (*parts, ("validation", Validation), ("state", StateOptions)):
+            known = {f.name for f in dataclasses.fields(kind)}
+            if unknown := sorted((v[name] if name else v).keys() - known):
+                raise UsageError(
+                    f"this version does not know {name + '.' if name else ''}{unknown[0]} of a recipe",
+                    "go on with the version that wrote it",
+                )
         return cls(
             **{
                 **v,

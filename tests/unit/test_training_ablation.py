@@ -203,6 +203,12 @@ def test_a_study_goes_on_row_by_row(place: Path) -> None:
     assert (place / "s" / "sum" / "last.safetensors").stat().st_mtime_ns == trained
     with pytest.raises(UsageError, match="holds row sum of a recipe with another optimizer"):
         go(load_study("a.yaml", ["optimizer.lr=1e-5"], rows=["sum"]))
+    for unknown in (None, {**kept["recipe"], "of_tomorrow": 1}):
+        (place / "s" / "sum.json").write_text(json.dumps({**kept, "recipe": unknown}))
+        go()  # what is no recipe that this version knows is scored again
+        again = json.loads((place / "s" / "sum.json").read_text())
+        assert again["recipe"].keys() == kept["recipe"].keys()
+        assert again["psnr"] == kept["psnr"]
     (place / "s" / "sum.json").write_text("{")
     with pytest.raises(InputError, match=r"sum\.json can't be read"):
         go()

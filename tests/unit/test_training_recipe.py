@@ -64,9 +64,7 @@ def test_json_there_and_back() -> None:
     )
     later = json.loads(recipe.to_json())
     later["optimizer"]["of_tomorrow"] = 1
-    with pytest.raises(
-        UsageError, match=r"does not know the recipe .*of_tomorrow.*; go on with the version that wrote"
-    ):
+    with pytest.raises(UsageError, match=r"know optimizer.of_tomorrow of a recipe; go on with the version that wrote"):
         Recipe.from_json(json.dumps(later))
     again = Recipe.from_json(recipe.to_json())
     assert again == recipe

@@ -207,7 +207,7 @@ def test_words_that_ask_for_it() -> None:
     found = facts(build_engine(network(), engine="winograd", device=CPU, precision="fp32"))
     assert (found.name, found.precision) == ("winograd", "fp32")
     found = facts(build_engine(SelfEnsemble(network(), 8), engine="winograd", device=CPU))
-    assert (found.name, found.precision) == ("winograd", "bf16" if gains_by_bf16() else "fp32")
+    assert (found.name, found.precision) == ("winograd", "bf16" if choose._kernels_take_bf16() else "fp32")
     with pytest.raises(UsageError, match="engine winograd runs in fp32 or bf16, not fp16"):
         build_engine(network(), engine="winograd", device=CPU, precision="fp16")
 
@@ -294,6 +294,7 @@ def test_in_bf16_threads_change_no_bit() -> None:
 @pytest.mark.parametrize("pays", [True, False])
 def test_auto_takes_it_in_bf16_where_that_gains(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "_kernels_gain_by_bf16", lambda: pays)
+    monkeypatch.setattr(choose, "_kernels_take_bf16", lambda: pays)
     found = facts(build_engine(network(), device=CPU, precision="bf16"))
     assert (found.name == "winograd") == pays
     assert found.precision == "bf16"
@@ -322,20 +323,35 @@ def test_products_by_amx_are_those_without(
 ) -> None:
     bias, weight = tensor(outputs, seed=2), tensor(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5
     up = tensor(inputs, outputs, 4, 4, seed=4) / (4 * inputs) ** 0.5
-    layers: list[Callable[[Tensor], Tensor]] = [
-        WinogradConv(weight, bias, torch.bfloat16),
-        DirectConv(weight, bias, 2, torch.bfloat16),
-        DirectConv(weight[:, :, 1:2, 1:2] * 3, bias, 1, torch.bfloat16),
-        DirectUp(up, None, torch.bfloat16),
-    ]
+
+    def results() -> list[Tensor]:
+        layers: list[Callable[[Tensor], Tensor]] = [
+            WinogradConv(weight, bias, torch.bfloat16),
+            DirectConv(weight, bias, 2, torch.bfloat16),
+            DirectConv(weight[:, :, 1:2, 1:2] * 3, bias, 1, torch.bfloat16),
+            DirectUp(up, bias, torch.bfloat16),
+        ]
+        return [layer(x) for layer in layers]
+
     x = tensor(2, inputs, height, width).bfloat16()
-    want = [layer(x) for layer in layers]
-    monkeypatch.setattr(kernels, "library", lambda: tiled)
+    want = results()
+    asked = []
+
+    def library() -> ctypes.CDLL:
+        asked.append(1)
+        return tiled
+
+    monkeypatch.setattr(kernels, "library", library)
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for layer, of_layer in zip(layers, want, strict=True):
+        got = results()
+        for one, other in zip(got, want, strict=True):
             # Summed in another order, so some results are rounded the other way.
-            assert (layer(x) - of_layer).abs().max() < 0.04
+            assert (one - other).abs().max() < 0.04
+        if threads == 1:
+            alone = got
+    assert all(map(torch.equal, got, alone))
+    assert len(asked) >= 2 * len(got)
 
 
 @pytest.mark.parametrize(

@@ -233,8 +233,9 @@ def _variant(options: LiveOptions) -> registry.Variant | None:
         return registry.resolve(options.model)
     if options.weights is not None:
         return registry.resolve(str(registry.read_weights(options.weights)[1].variant))
-    on_cpu = resolve_device(options.device).type == "cpu"
-    return registry.cheapest_variant() if on_cpu else registry.default_variant()
+    if options.ray is not None or resolve_device(options.device).type != "cpu":  # who knows what a cluster has
+        return registry.default_variant()
+    return registry.cheapest_variant()
 
 
 def _small(options: LiveOptions, variant: registry.Variant) -> str | None:

@@ -69,7 +69,11 @@ class SourceOptions(StrictModel):
 class LiveOptions(DetectOptions, PreviewOptions):
     """Options of ``streamdeblur live`` and ``run_live``."""
 
-    model: str | None = _same("model")
+    model: str | None = Field(
+        None,
+        description="Variant: see `streamdeblur models`. Default: the best that ships; on a CPU, without --ray, the "
+        "cheapest.",
+    )
     weights: str | None = _same("weights")
     device: str = _same("device")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = _same("precision")

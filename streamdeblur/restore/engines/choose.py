@@ -19,7 +19,7 @@ from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.folding import can_fold
 from streamdeblur.models.trial import fingerprint
 from streamdeblur.restore.engines import kernels
-from streamdeblur.restore.engines.devices import PRECISIONS, resolve_precision
+from streamdeblur.restore.engines.devices import PRECISIONS, bf16_pays, resolve_precision
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.protocol import ENGINES, Engine, facts, share
 from streamdeblur.restore.engines.verdicts import Trials
@@ -147,7 +147,7 @@ def _ways(
 
         return [_Way("onnx", "fp32", onnx.version()), _Way("eager", "fp32")]
     if engine == "winograd":
-        kind = ("bf16" if _kernels_gain_by_bf16() else "fp32") if precision == "auto" else precision
+        kind = ("bf16" if _kernels_take_bf16() else "fp32") if precision == "auto" else precision
         if kind not in ("fp32", "bf16"):
             raise UsageError(f"engine winograd runs in fp32 or bf16, not {kind}", "leave --precision out")
         if device.type != "cpu" or not can_fold(model, PRECISIONS[kind]):
@@ -200,7 +200,13 @@ def _ways(
     return [*found, last]
 
 
+def _kernels_take_bf16() -> bool:
+    """Whether kernels of our own are faster in bf16 than in fp32. Raises DeviceError as ``kernels.library``."""
+    return bf16_pays() and bool(kernels.library().streamdeblur_half())
+
+
 def _kernels_gain_by_bf16() -> bool:
+    """Whether they are faster in bf16 than others are."""
     from streamdeblur.restore.engines.winograd import gains_by_bf16
 
     return gains_by_bf16()

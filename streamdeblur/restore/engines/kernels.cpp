@@ -382,10 +382,9 @@ struct Convolution {
             const Factor* weight = reinterpret_cast<const Factor*>(weights + static_cast<ptrdiff_t>(k) * inputs * outputs);
             float* to = products + k * plane_out(tiles);
 #if defined(STREAMDEBLUR_TILES)
-            if constexpr (std::is_same_v<Kind, Tiled>) {
+            if constexpr (std::is_same_v<Kind, Tiled>)
                 of_tiles(from, weight, to, count);
-                continue;
-            }
+            else
 #endif
             if (outputs % (2 * WIDTH) == 0)
                 product<2>(from, weight, to, count);
