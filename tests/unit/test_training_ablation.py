@@ -203,6 +203,7 @@ def test_a_study_goes_on_row_by_row(place: Path) -> None:
     assert (place / "s" / "sum" / "last.safetensors").stat().st_mtime_ns == trained
     with pytest.raises(UsageError, match="holds row sum of a recipe with another optimizer"):
         go(load_study("a.yaml", ["optimizer.lr=1e-5"], rows=["sum"]))
+    kept["recipe"]["data"]["zoom"] = 1.0
     for unknown in (None, {**kept["recipe"], "of_tomorrow": 1}):
         (place / "s" / "sum.json").write_text(json.dumps({**kept, "recipe": unknown}))
         go()  # what is no recipe that this version knows is scored again
