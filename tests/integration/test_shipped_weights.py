@@ -23,8 +23,11 @@ pytestmark = pytest.mark.integration
 FILES = sorted(registry.weights_folder().glob("*.safetensors"))
 
 
-def test_weights_ship_for_the_small_variant() -> None:
-    assert "mimo-unet-small.safetensors" in [f.name for f in FILES]
+def test_weights_ship_for_two_variants_and_jobs_take_the_better() -> None:
+    assert {"mimo-unet-small", "mimo-unet-medium"} <= {f.stem for f in FILES}
+    best = default_variant()
+    assert best is not None
+    assert best.name == max(FILES, key=lambda f: read_metadata(f).score or 0.0).stem
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -52,9 +55,10 @@ def test_process_needs_no_option(tmp_path: Path) -> None:
     assert ("preview" in done.stderr) == bool(preview)
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 @pytest.mark.parametrize("name", ["gopro", "reds"])
-def test_blurry_pictures_gain_and_sharp_ones_are_left_alone(data_dir: Path, name: str) -> None:
-    restore = Restorer()
+def test_blurry_pictures_gain_and_sharp_ones_are_left_alone(data_dir: Path, name: str, file: Path) -> None:
+    restore = Restorer(file.stem)
     gains, kept = [], []
     for pair in find_pairs(data_dir / "data" / "val" / name, split="test"):
         blur, sharp = (np.ascontiguousarray(p[104:616, 384:896]) for p in read_pair(pair))
