@@ -61,7 +61,7 @@ _VARIANTS = _table(
     ),
     Variant(
         "mimo-unet-small",
-        "width 16, 2 residual blocks: for CPUs and live streams",
+        "width 16, 2 residual blocks: for live streams, and where time is short",
         MIMOUNetConfig(width=16, blocks=2),
         weights_name="mimo-unet-small",
     ),

@@ -282,9 +282,8 @@ def _kept(folder: Path, row: Row) -> dict[str, Any] | None:
         raise InputError(f"the result {path} can't be read: {e}", "remove it, and the row is scored again") from e
     if not isinstance(values, dict):
         return None
-    with contextlib.suppress(
-        UsageError, AttributeError, KeyError, TypeError, ValueError
-    ):  # what is no recipe differs from any
+    # What is no recipe that this version knows differs from any.
+    with contextlib.suppress(UsageError, AttributeError, KeyError, TypeError, ValueError):
         # Keys that came after it was written had their defaults.
         values["recipe"] = json.loads(Recipe.from_json(json.dumps(values["recipe"])).to_json())
     return values
