@@ -78,11 +78,12 @@ def definition(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("height", [1, 2, 3, 4, 5, 8, 11])
-@pytest.mark.parametrize("width", [1, 3, 4, 6, 9, 99, 214])
-def test_every_size_gives_the_convolution(height: int, width: int) -> None:
-    weight, bias = tensor(32, 16, 3, 3, seed=1) / 12, tensor(32, seed=2)
+@pytest.mark.parametrize("width", [1, 3, 4, 6, 9, 17, 99, 214])
+@pytest.mark.parametrize("inputs", [16, 32])  # as many as there are outputs are another way
+def test_every_size_gives_the_convolution(height: int, width: int, inputs: int) -> None:
+    weight, bias = tensor(32, inputs, 3, 3, seed=1) / 12, tensor(32, seed=2)
     layer = WinogradConv(weight, bias)
-    x = tensor(2, 16, height, width)
+    x = tensor(2, inputs, height, width)
     want = definition(x, weight, bias)
     assert (layer(x) - want).abs().max() < LITTLE
     assert (layer(x, relu=True) - want.relu()).abs().max() < LITTLE
@@ -91,11 +92,11 @@ def test_every_size_gives_the_convolution(height: int, width: int) -> None:
     got = layer.add_to(other, x, relu=True)
     assert got.data_ptr() == other.data_ptr()
     assert (got - (kept + want).relu()).abs().max() < LITTLE
-    assert torch.equal(x, tensor(2, 16, height, width))
+    assert torch.equal(x, tensor(2, inputs, height, width))
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs"), [(16, 16), (16, 48), (48, 16), (32, 64), (64, 64), (128, 128), (144, 80)]
+    ("inputs", "outputs"), [(16, 16), (16, 48), (48, 16), (32, 32), (32, 64), (64, 64), (128, 128), (144, 80)]
 )
 def test_every_number_of_channels_gives_the_convolution(inputs: int, outputs: int) -> None:
     weight = tensor(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5
@@ -249,8 +250,10 @@ def rounded_as_the_kernels_do(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @needs_half
-@pytest.mark.parametrize(("inputs", "outputs"), [(16, 16), (16, 48), (48, 16), (32, 64), (144, 80)])
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 4), (5, 6), (11, 214)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(16, 16), (16, 48), (32, 32), (48, 16), (32, 64), (64, 64), (144, 80)]
+)
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 4), (5, 6), (6, 33), (11, 214)])
 def test_in_bf16_every_size_gives_the_convolution(inputs: int, outputs: int, height: int, width: int) -> None:
     weight, bias = tensor(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5, tensor(outputs, seed=2)
     layer = WinogradConv(weight, bias, torch.bfloat16)

@@ -5,7 +5,8 @@
 // Those of 3x3 and stride 1 by Winograd's F(4x4, 3x3): 36 products where the definition has 144. Lavin and Gray, "Fast
 // Algorithms for Convolutional Neural Networks", CVPR 2016, Sec. 4.3. Work is cut into runs of tiles of 4x4 results, line
 // after line and image after image, small enough that what a run needs stays in the cache of a core: its tiles are
-// transformed, multiplied with the transformed weights (36 matrix products), and transformed back with bias, sum and ReLU. A
+// transformed, neighbours in a line together, as they share pixels; multiplied with the transformed weights (36 matrix
+// products); and transformed back with bias, sum and ReLU. With few channels that is done for four neighbours at a time. A
 // result does not depend on how the work was cut, nor on threads. The gradient of the weights is the other way round: the
 // tiles of the input and of the results' gradient are transformed, and their 36 products summed over all tiles.
 //
@@ -50,6 +51,12 @@ constexpr int AT_ONCE = 8;
 // Bytes between the 36 matrices, so that their rows don't all fall into the same lines of the cache.
 constexpr int APART = 64;
 
+// Neighbouring tiles that are transformed at a time, and the pixels of a line of them.
+constexpr int TOGETHER = 4, PIXELS = 4 * TOGETHER + 2;
+
+// Whether registers hold 6 sums of each of them, and what is multiplied.
+constexpr bool CLOSE = WIDTH == 16;
+
 typedef float Vector __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
@@ -79,9 +86,8 @@ inline void turn_back(const Vector* s, Vector* w) {
 struct Single {
     typedef float Value;
     typedef float Factor;
-    static constexpr int PAIR = 1;
-
-    static constexpr int ROWS = ::ROWS;
+    static constexpr int PAIR = 1, ROWS = ::ROWS;
+    static constexpr bool CLOSE = ::CLOSE;
 
     static Vector factors(const Factor* from) { return load(from); }
     static Vector multiply(Vector sum, Factor a, Vector b) { return sum + a * b; }
@@ -105,6 +111,7 @@ struct Double {
     typedef Half Value;
     typedef uint32_t Factor __attribute__((aligned(4), may_alias));
     static constexpr int PAIR = 2, ROWS = ::ROWS;
+    static constexpr bool CLOSE = ::CLOSE;
 
     static void begin(int) {}
     static void end() {}
@@ -188,6 +195,7 @@ inline void tiles_release() { __asm__ volatile("tilerelease" ::: "memory"); }
 // As Double, products by AMX: of inputs that are a multiple of 16.
 struct Tiled : Double {
     static constexpr int ROWS = 16;
+    static constexpr bool CLOSE = false;
 
     // Values along the sum that one product takes.
     static int step(int depth) { return depth % 32 == 0 ? 32 : 16; }
@@ -280,54 +288,42 @@ char* scratch(size_t bytes) {
     return held.memory;
 }
 
-// 6x6 pixels of an image, lines `row` values apart.
+// The pixels that TOGETHER tiles side by side are made of: six lines of an image, `row` values apart. What lies outside of
+// the image is zeros.
 template <class Value>
 struct Window {
     const Value* from;
     ptrdiff_t row;
-    int channels;
 
-    // Those from (top, left) of an image (height, width, channels). border: room for 6x6 pixels.
-    Window(const Value* image, int height, int width, int channels, int top, int left, Value* border) : channels(channels) {
+    // Those from (top, left) of an image (height, width, channels). border: room for so many pixels.
+    Window(const Value* image, int height, int width, int channels, int top, int left, Value* border) {
         row = static_cast<ptrdiff_t>(width) * channels;
         from = image + top * row + static_cast<ptrdiff_t>(left) * channels;
-        if (top >= 0 && left >= 0 && top + 6 <= height && left + 6 <= width) return;
-        std::memset(border, 0, sizeof(Value) * 36 * channels);
-        const int begin = std::max(0, -left), end = std::min(6, width - left);
+        if (top >= 0 && left >= 0 && top + 6 <= height && left + PIXELS <= width) return;
+        std::memset(border, 0, sizeof(Value) * 6 * PIXELS * channels);
+        const int begin = std::max(0, -left), end = std::min(PIXELS, width - left);
         for (int i = std::max(0, -top); i < std::min(6, height - top); ++i)
-            std::memcpy(border + (i * 6 + begin) * channels, from + i * row + static_cast<ptrdiff_t>(begin) * channels, sizeof(Value) * (end - begin) * channels);
+            std::memcpy(border + (i * PIXELS + begin) * channels, from + i * row + static_cast<ptrdiff_t>(begin) * channels, sizeof(Value) * (end - begin) * channels);
         from = border;
-        row = 6 * channels;
+        row = PIXELS * channels;
     }
 
-    // A vector of channels from c, transformed: put(k, values) for each of the 36.
-    template <class Put>
-    inline void transform(int c, Put put) const {
-        // The upper three lines of the result share nothing but the pixels with the lower three, and three lines fit the
-        // registers of AVX-512. Where pixels have to be widened first, doing that twice costs more than it saves.
-        if constexpr (sizeof(Value) == sizeof(float)) {
-            lines<0, 3>(c, put);
-            lines<3, 3>(c, put);
-        } else {
-            lines<0, 6>(c, put);
-        }
-    }
-
-    // The lines FIRST..FIRST+COUNT-1 of the six.
-    template <int FIRST, int COUNT, class Put>
-    inline void lines(int c, Put put) const {
-        Vector half[6 * COUNT], line[6], all[6];
-        for (int j = 0; j < 6; ++j) {
+    // A vector of channels from c, half transformed: B^T d of each of the PIXELS columns, which neighbours share.
+    inline void down(int c, int channels, Vector* columns) const {
+        for (int j = 0; j < PIXELS; ++j) {
+            Vector line[6];
             for (int i = 0; i < 6; ++i) line[i] = load(from + i * row + j * channels + c);
-            forward(line, all);
-            for (int i = 0; i < COUNT; ++i) half[6 * i + j] = all[FIRST + i];
-        }
-        for (int i = 0; i < COUNT; ++i) {
-            forward(half + 6 * i, line);
-            for (int j = 0; j < 6; ++j) put(6 * (FIRST + i) + j, line[j]);
+            forward(line, columns + 6 * j);
         }
     }
 };
+
+// The other half, of tile s of those of Window::down: line i of its 6x6 values.
+inline void across(const Vector* columns, int s, int i, Vector* values) {
+    Vector line[6];
+    for (int j = 0; j < 6; ++j) line[j] = columns[6 * (4 * s + j) + i];
+    forward(line, values);
+}
 
 // Where the tiles of a batch lie: the tile of number `tile` is of image n and begins at (top, left).
 struct Tiles {
@@ -338,12 +334,21 @@ struct Tiles {
     int left(long tile) const { return static_cast<int>(tile % across) * 4; }
     int top(long tile) const { return static_cast<int>(tile / across % down) * 4; }
     ptrdiff_t n(long tile) const { return tile / across / down; }
+    // How many of `count` tiles from this one on, TOGETHER at most, lie in its line.
+    int together(long tile, int count) const { return std::min({TOGETHER, count, across - static_cast<int>(tile % across)}); }
 };
 
 // Bytes of `count` values, and more, so that what follows begins at a line of the cache.
 template <class T>
 constexpr size_t room(ptrdiff_t count) {
     return (sizeof(T) * count + 63) / 64 * 64;
+}
+
+// Whether Convolution::close does it, with weights in the order in which it reads them. With more channels they fill the
+// second cache.
+template <class Kind>
+constexpr bool is_close(int inputs, int outputs) {
+    return Kind::CLOSE && inputs == outputs && (inputs == WIDTH || inputs == 2 * WIDTH || inputs == 4 * WIDTH);
 }
 
 template <class Kind>
@@ -361,21 +366,39 @@ struct Convolution {
     // Values from one of the 36 matrices to the next: of (tiles, inputs) before, of (tiles, outputs) after the products.
     ptrdiff_t plane_in(int tiles) const { return static_cast<ptrdiff_t>(tiles) * inputs + APART / sizeof(Value); }
     ptrdiff_t plane_out(int tiles) const { return static_cast<ptrdiff_t>(tiles) * outputs + APART / sizeof(float); }
+    // Of a thread: columns of Window::down, or what `close` has transformed back by half; the border of a window; and either
+    // what `close` needs or all 36 matrices, before and after.
+    static constexpr size_t COLUMNS = sizeof(Vector) * 6 * PIXELS;
+    size_t border() const { return room<Value>(6 * PIXELS * static_cast<ptrdiff_t>(inputs)); }
     size_t memory(int tiles) const {
-        return room<Value>(36 * plane_in(tiles)) + room<float>(36 * plane_out(tiles)) + room<Value>(36 * inputs);
+        const size_t all = room<Value>(36 * plane_in(tiles)) + room<float>(36 * plane_out(tiles));
+        return COLUMNS + border() + std::max(all, room<Value>(36 * TOGETHER * static_cast<ptrdiff_t>(inputs)));
     }
 
     // The tiles first..first+count-1, at most `tiles`, in `memory`.
     void run(const Tiles& where, long first, int count, int tiles, char* memory) const {
+        if constexpr (Kind::CLOSE)
+            if (is_close<Kind>(inputs, outputs)) {
+                if (inputs == WIDTH) return close<WIDTH>(where, first, count, memory);
+                if (inputs == 2 * WIDTH) return close<2 * WIDTH>(where, first, count, memory);
+                return close<4 * WIDTH>(where, first, count, memory);
+            }
         const ptrdiff_t pixels = static_cast<ptrdiff_t>(height) * width, plane = plane_in(tiles);
-        Value* const transformed = reinterpret_cast<Value*>(memory);
-        float* const products = reinterpret_cast<float*>(memory + room<Value>(36 * plane));
-        Value* const border = reinterpret_cast<Value*>(memory + room<Value>(36 * plane) + room<float>(36 * plane_out(tiles)));
-        for (int t = 0; t < count; ++t) {
-            const Window<Value> window(x + where.n(first + t) * pixels * inputs, height, width, inputs, where.top(first + t) - 1,
-                                       where.left(first + t) - 1, border);
-            Value* const to = transformed + static_cast<ptrdiff_t>(t) * inputs;
-            for (int c = 0; c < inputs; c += WIDTH) window.transform(c, [=](int k, Vector values) { store(to + k * plane + c, values); });
+        Vector* const columns = reinterpret_cast<Vector*>(memory);
+        Value* const transformed = reinterpret_cast<Value*>(memory + COLUMNS + border());
+        float* const products = reinterpret_cast<float*>(memory + COLUMNS + border() + room<Value>(36 * plane));
+        for (int t = 0, there; t < count; t += there) {
+            there = where.together(first + t, count - t);
+            const Window<Value> window = above(where, first + t, memory);
+            for (int c = 0; c < inputs; c += WIDTH) {
+                window.down(c, inputs, columns);
+                for (int s = 0; s < there; ++s)
+                    for (int i = 0; i < 6; ++i) {
+                        Vector values[6];
+                        across(columns, s, i, values);
+                        for (int j = 0; j < 6; ++j) store(transformed + (6 * i + j) * plane + static_cast<ptrdiff_t>(t + s) * inputs + c, values[j]);
+                    }
+            }
         }
         for (int k = 0; k < 36; ++k) {
             const Factor* from = reinterpret_cast<const Factor*>(transformed + k * plane);
@@ -394,6 +417,55 @@ struct Convolution {
         for (int t = 0; t < count; ++t)
             leave(products + static_cast<ptrdiff_t>(t) * outputs, plane_out(tiles), y + where.n(first + t) * pixels * outputs,
                   where.top(first + t), where.left(first + t));
+    }
+
+    // The pixels under the tiles from this one on.
+    Window<Value> above(const Tiles& where, long tile, char* memory) const {
+        return Window<Value>(x + where.n(tile) * height * width * inputs, height, width, inputs, where.top(tile) - 1, where.left(tile) - 1,
+                             reinterpret_cast<Value*>(memory + COLUMNS));
+    }
+
+    // As run, with as many channels in as out, TOGETHER tiles at a time: products of a column of their 6x6 with one vector of
+    // channels stay in registers until they are transformed back by half. So all but the weights stays in the fastest
+    // cache, and less is written and read again.
+    template <int CHANNELS>
+    void close(const Tiles& where, long first, int count, char* memory) const {
+        static_assert(sizeof(Vector) * 24 * TOGETHER <= COLUMNS);
+        constexpr int DEPTH = CHANNELS / Kind::PAIR;
+        Vector* const columns = reinterpret_cast<Vector*>(memory);
+        Value* const transformed = reinterpret_cast<Value*>(memory + COLUMNS + border());
+        for (int t = 0, there; t < count; t += there) {
+            const long tile = first + t;
+            const int top = where.top(tile), left = where.left(tile);
+            there = where.together(tile, count - t);
+            const Window<Value> window = above(where, tile, memory);
+            for (int c = 0; c < CHANNELS; c += WIDTH) {
+                window.down(c, CHANNELS, columns);
+                for (int s = 0; s < TOGETHER; ++s)  // the last may be none: nobody reads their products
+                    for (int i = 0; i < 6; ++i) {
+                        Vector values[6];
+                        across(columns, s, i, values);
+                        for (int j = 0; j < 6; ++j) store(transformed + (36 * s + 6 * i + j) * CHANNELS + c, values[j]);
+                    }
+            }
+            Value* const result = y + ((where.n(tile) * height + top) * width + left) * CHANNELS;
+            for (int o = 0; o < CHANNELS; o += WIDTH) {
+                for (int j = 0; j < 6; ++j) {
+                    const Factor* const from = reinterpret_cast<const Factor*>(transformed) + j * DEPTH;
+                    const Factor* const weight = reinterpret_cast<const Factor*>(weights) + (o / WIDTH * 6 + j) * DEPTH * 6 * WIDTH;
+                    Vector sum[TOGETHER][6];
+                    for (int s = 0; s < TOGETHER; ++s)
+                        for (int i = 0; i < 6; ++i) sum[s][i] = Vector{};
+                    for (int k = 0; k < DEPTH; ++k)
+                        for (int i = 0; i < 6; ++i) {
+                            const Vector own = Kind::factors(weight + (6 * k + i) * WIDTH);
+                            for (int s = 0; s < TOGETHER; ++s) sum[s][i] = Kind::multiply(sum[s][i], from[(36 * s + 6 * i) * DEPTH + k], own);
+                        }
+                    for (int s = 0; s < TOGETHER; ++s) backward(sum[s], columns + 24 * s + j, 6);
+                }
+                for (int s = 0; s < there; ++s) put(columns + 24 * s, result + 4 * s * CHANNELS, top, left + 4 * s, o, CHANNELS);
+            }
+        }
     }
 
     template <int VECTORS>
@@ -444,23 +516,30 @@ struct Convolution {
 
     // One tile's products, transformed back to what of its 4x4 pixels lies in the image.
     void leave(const float* from, ptrdiff_t plane, Value* result, int top, int left) const {
-        const int high = std::min(4, height - top), wide = std::min(4, width - left);
+        result += (static_cast<ptrdiff_t>(top) * width + left) * outputs;
         for (int c = 0; c < outputs; c += WIDTH) {
-            const Vector offset = bias ? load(bias + c) : Vector{};
             Vector half[24], line[6];
             for (int j = 0; j < 6; ++j) {
                 for (int i = 0; i < 6; ++i) line[i] = load(from + (6 * i + j) * plane + c);
                 backward(line, half + j, 6);
             }
-            for (int i = 0; i < high; ++i) {
-                backward(half + 6 * i, line, 1);
-                Value* to = result + (static_cast<ptrdiff_t>(top + i) * width + left) * outputs + c;
-                for (int j = 0; j < wide; ++j) {
-                    Vector value = line[j] + offset;
-                    if (add) value += load(to + j * outputs);
-                    if (relu) value = value < 0.0f ? Vector{} : value;  // NaN stays
-                    store(to + j * outputs, value);
-                }
+            put(half, result, top, left, c, outputs);
+        }
+    }
+
+    // The second half of the way back, of a vector of channels from c, to the pixels of a tile at `result`.
+    inline void put(const Vector* half, Value* result, int top, int left, int c, int channels) const {
+        const int high = std::min(4, height - top), wide = std::min(4, width - left);
+        const Vector offset = bias ? load(bias + c) : Vector{};
+        for (int i = 0; i < high; ++i) {
+            Vector line[4];
+            backward(half + 6 * i, line, 1);
+            Value* to = result + i * static_cast<ptrdiff_t>(width) * channels + c;
+            for (int j = 0; j < wide; ++j) {
+                Vector value = line[j] + offset;
+                if (add) value += load(to + j * channels);
+                if (relu) value = value < 0.0f ? Vector{} : value;  // NaN stays
+                store(to + j * channels, value);
             }
         }
     }
@@ -649,43 +728,51 @@ int convolve(const Direct<Kind>& job, int batch, int threads) {
     return failed;
 }
 
-// The gradient of the weights of a Convolution, transformed: sums over all tiles.
+// The gradient of the weights of a Convolution, transformed: sums over all tiles. Work is cut into groups of TOGETHER tiles
+// of a line of an image; what lies beyond it is zeros.
 template <class Kind>
 struct WeightGradient {
     typedef typename Kind::Value Value;
     typedef typename Kind::Factor Factor;
+    static constexpr int PAIRS = TOGETHER / Kind::PAIR;
 
     const Value* x;
     const Value* g;
     int height, width, inputs, outputs;
 
-    // As Convolution's; `tiles` is a multiple of Kind::PAIR.
-    ptrdiff_t plane_in(int tiles) const { return static_cast<ptrdiff_t>(tiles) * inputs / Kind::PAIR + APART / sizeof(Factor); }
-    ptrdiff_t plane_out(int tiles) const { return static_cast<ptrdiff_t>(tiles) * outputs / Kind::PAIR + APART / sizeof(Factor); }
-    size_t memory(int tiles) const {
-        return room<Factor>(36 * plane_in(tiles)) + room<Factor>(36 * plane_out(tiles)) + room<Value>(Kind::PAIR * 36 * inputs);
-    }
+    int groups_across() const { return (width + 4 * TOGETHER - 1) / (4 * TOGETHER); }
+    int groups_down() const { return (height + 3) / 4; }
 
-    // As Convolution::run, to sums (36, inputs, outputs) and, unless that is nullptr, bias (outputs).
-    void run(const Tiles& where, long first, int count, int tiles, char* memory, float* sums, float* bias) const {
-        Factor* const transformed = reinterpret_cast<Factor*>(memory);
-        Factor* const gradients = reinterpret_cast<Factor*>(memory + room<Factor>(36 * plane_in(tiles)));
-        Value* const border = reinterpret_cast<Value*>(memory + room<Factor>(36 * plane_in(tiles)) + room<Factor>(36 * plane_out(tiles)));
-        const int depth = (count + Kind::PAIR - 1) / Kind::PAIR;
-        for (int p = 0; p < depth; ++p) {
-            const long tile = first + static_cast<long>(p) * Kind::PAIR;
-            const bool alone = Kind::PAIR == 1 || p * Kind::PAIR + 1 == count;
-            enter(where, tile, alone, transformed + static_cast<ptrdiff_t>(p) * inputs, plane_in(tiles), border);
-            widen(where, tile, alone, gradients + static_cast<ptrdiff_t>(p) * outputs, plane_out(tiles), bias);
+    // Factors from one of the 36 matrices (pairs of tiles, channels) to the next.
+    ptrdiff_t plane(int groups, int channels) const { return static_cast<ptrdiff_t>(groups) * PAIRS * channels + APART / sizeof(Factor); }
+    // Of a thread: columns, the border of a window, and the 36 matrices of both.
+    static constexpr size_t COLUMNS = sizeof(Vector) * 6 * PIXELS;
+    size_t border() const { return room<Value>(6 * PIXELS * static_cast<ptrdiff_t>(inputs)); }
+    size_t memory(int groups) const { return COLUMNS + border() + room<Factor>(36 * plane(groups, inputs)) + room<Factor>(36 * plane(groups, outputs)); }
+
+    // The groups first..first+count-1, at most `groups`, to sums (36, inputs, outputs) and, unless that is nullptr, bias
+    // (outputs).
+    void run(long first, int count, int groups, char* memory, float* sums, float* bias) const {
+        Vector* const columns = reinterpret_cast<Vector*>(memory);
+        Value* const edge = reinterpret_cast<Value*>(memory + COLUMNS);
+        Factor* const transformed = reinterpret_cast<Factor*>(memory + COLUMNS + border());
+        Factor* const gradients = reinterpret_cast<Factor*>(memory + COLUMNS + border() + room<Factor>(36 * plane(groups, inputs)));
+        for (int q = 0; q < count; ++q) {
+            const long group = first + q;
+            const ptrdiff_t n = group / groups_across() / groups_down();
+            const int top = static_cast<int>(group / groups_across() % groups_down()) * 4, left = static_cast<int>(group % groups_across()) * 4 * TOGETHER;
+            enter(n, top, left, transformed + static_cast<ptrdiff_t>(q) * PAIRS * inputs, plane(groups, inputs), columns, edge);
+            for (int p = 0; p < PAIRS; ++p)
+                widen(n, top, left + 4 * Kind::PAIR * p, gradients + (static_cast<ptrdiff_t>(q) * PAIRS + p) * outputs, plane(groups, outputs), bias);
         }
         for (int k = 0; k < 36; ++k) {
-            const Factor* from = transformed + k * plane_in(tiles);
-            const Factor* gradient = gradients + k * plane_out(tiles);
+            const Factor* from = transformed + k * plane(groups, inputs);
+            const Factor* gradient = gradients + k * plane(groups, outputs);
             float* to = sums + static_cast<ptrdiff_t>(k) * inputs * outputs;
             if (outputs % (2 * WIDTH) == 0)
-                product<2>(from, gradient, to, depth);
+                product<2>(from, gradient, to, count * PAIRS);
             else
-                product<1>(from, gradient, to, depth);
+                product<1>(from, gradient, to, count * PAIRS);
         }
     }
 
@@ -696,55 +783,48 @@ struct WeightGradient {
                 accumulate<Kind, VECTORS>(from + i, inputs, gradients + o, outputs, to + static_cast<ptrdiff_t>(i) * outputs + o, outputs, depth);
     }
 
-    // The input of a tile, or of two neighbours side by side, transformed; with `alone`, zeros are the second.
-    void enter(const Tiles& where, long tile, bool alone, Factor* to, ptrdiff_t plane, Value* border) const {
-        const ptrdiff_t pixels = static_cast<ptrdiff_t>(height) * width;
-        const auto window = [&](long of, Value* own) {
-            return Window<Value>(x + where.n(of) * pixels * inputs, height, width, inputs, where.top(of) - 1, where.left(of) - 1, own);
-        };
-        const Window<Value> one = window(tile, border), two = window(alone ? tile : tile + 1, border + (Kind::PAIR - 1) * 36 * inputs);
-        for (int c = 0; c < inputs; c += WIDTH)
-            side_by_side(alone, to + c, plane, [&](auto put) { one.transform(c, put); }, [&](auto put) { two.transform(c, put); });
-    }
-
-    // Of gradients likewise: 4x4 pixels, of which those outside of the image are 0.
-    void widen(const Tiles& where, long tile, bool alone, Factor* to, ptrdiff_t plane, float* bias) const {
-        for (int c = 0; c < outputs; c += WIDTH)
-            side_by_side(alone, to + c, plane, [&](auto put) { transform(where, tile, c, bias, put); },
-                         [&](auto put) { transform(where, tile + 1, c, bias, put); });
-    }
-
-    template <class One, class Two>
-    static inline void side_by_side(bool alone, Factor* to, ptrdiff_t plane, One one, Two two) {
-        if constexpr (Kind::PAIR == 1) {
-            one([=](int k, Vector values) { Kind::interleave(to + k * plane, values, values); });
-        } else {
-            Vector first[36];
-            one([&](int k, Vector values) { first[k] = values; });
-            if (alone)
-                for (int k = 0; k < 36; ++k) Kind::interleave(to + k * plane, first[k], Vector{});
-            else
-                two([&](int k, Vector values) { Kind::interleave(to + k * plane, first[k], values); });
+    // The input of a group, transformed; tiles that are a pair side by side.
+    void enter(ptrdiff_t n, int top, int left, Factor* to, ptrdiff_t plane, Vector* columns, Value* edge) const {
+        const Window<Value> window(x + n * height * width * inputs, height, width, inputs, top - 1, left - 1, edge);
+        for (int c = 0; c < inputs; c += WIDTH) {
+            window.down(c, inputs, columns);
+            for (int p = 0; p < PAIRS; ++p)
+                for (int i = 0; i < 6; ++i) {
+                    Vector one[6], two[6];
+                    across(columns, p * Kind::PAIR, i, one);
+                    if (Kind::PAIR > 1) across(columns, p * Kind::PAIR + 1, i, two);
+                    for (int j = 0; j < 6; ++j) Kind::interleave(to + (6 * i + j) * plane + p * inputs + c, one[j], Kind::PAIR > 1 ? two[j] : one[j]);
+                }
         }
     }
 
-    // The gradients of a tile, channels from c: put(k, values) for each of the 36.
-    template <class Put>
-    inline void transform(const Tiles& where, long tile, int c, float* bias, Put put) const {
-        const int top = where.top(tile), left = where.left(tile), high = std::min(4, height - top), wide = std::min(4, width - left);
-        const Value* from = g + ((where.n(tile) * height + top) * static_cast<ptrdiff_t>(width) + left) * outputs + c;
-        Vector half[24], line[6], sum = {};
+    // Of gradients likewise, of one pair: 4x4 pixels a tile, of which those outside of the image are 0.
+    void widen(ptrdiff_t n, int top, int left, Factor* to, ptrdiff_t plane, float* bias) const {
+        for (int c = 0; c < outputs; c += WIDTH) {
+            Vector one[24], two[24], sum = {};
+            down(n, top, left, c, one, sum);
+            if (Kind::PAIR > 1) down(n, top, left + 4, c, two, sum);
+            if (bias) store(bias + c, load(bias + c) + sum);
+            for (int i = 0; i < 6; ++i) {
+                Vector first[6], second[6];
+                spread(one + 4 * i, first, 1);
+                if (Kind::PAIR > 1) spread(two + 4 * i, second, 1);
+                for (int j = 0; j < 6; ++j) Kind::interleave(to + (6 * i + j) * plane + c, first[j], Kind::PAIR > 1 ? second[j] : first[j]);
+            }
+        }
+    }
+
+    // The first half of the gradients of a tile, channels from c: six lines of four; what they are is added to `sum`.
+    inline void down(ptrdiff_t n, int top, int left, int c, Vector* half, Vector& sum) const {
+        const int high = std::min(4, height - top), wide = std::min(4, width - left);
+        const Value* from = g + ((n * height + top) * width + left) * outputs + c;
         for (int j = 0; j < 4; ++j) {
+            Vector line[4];
             for (int i = 0; i < 4; ++i) {
                 line[i] = i < high && j < wide ? load(from + (static_cast<ptrdiff_t>(i) * width + j) * outputs) : Vector{};
                 sum += line[i];
             }
             spread(line, half + j, 4);
-        }
-        if (bias) store(bias + c, load(bias + c) + sum);
-        for (int i = 0; i < 6; ++i) {
-            spread(half + 4 * i, line, 1);
-            for (int j = 0; j < 6; ++j) put(6 * i + j, line[j]);
         }
     }
 };
@@ -809,7 +889,10 @@ void pack(const Taps<const float>& weights, typename Kind::Value* to) {
                 for (int h = 0; h < 6; ++h) transform(half + 3 * h, transformed[p] + 6 * h);
             }
             const ptrdiff_t place = (static_cast<ptrdiff_t>(o / panel) * depth + i) * panel + o % panel;
-            for (int k = 0; k < 36; ++k) Kind::interleave(out + k * plane + place, transformed[0][k], transformed[Kind::PAIR - 1][k]);
+            for (int k = 0; k < 36; ++k) {
+                const ptrdiff_t close = (((static_cast<ptrdiff_t>(o) / WIDTH * 6 + k % 6) * depth + i) * 6 + k / 6) * WIDTH;
+                Kind::interleave(out + (is_close<Kind>(weights.inputs, weights.outputs) ? close : k * plane + place), transformed[0][k], transformed[Kind::PAIR - 1][k]);
+            }
         }
 }
 
@@ -837,14 +920,13 @@ template <class Kind>
 int differentiate(const WeightGradient<Kind>& job, const Taps<float>& weights, float* bias, float* memory, int batch, int tiles, int parts, int threads) {
     const int inputs = job.inputs, outputs = job.outputs;
     if (batch < 1 || job.height < 1 || job.width < 1) parts = 1;
-    tiles = (tiles + Kind::PAIR - 1) / Kind::PAIR * Kind::PAIR;
-    const Tiles where(job.height, job.width);
-    const long count = where.of(batch), runs = (count + tiles - 1) / tiles;
+    const int groups = (tiles + TOGETHER - 1) / TOGETHER;
+    const long count = static_cast<long>(batch) * job.groups_down() * job.groups_across(), runs = (count + groups - 1) / groups;
     const ptrdiff_t all = static_cast<ptrdiff_t>(36) * inputs * outputs;
     int failed = 0;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && parts > 1)
     for (int part = 0; part < parts; ++part) {
-        char* const own = scratch(job.memory(tiles));
+        char* const own = scratch(job.memory(groups));
         if (!own) {
 #pragma omp atomic write
             failed = 1;
@@ -853,7 +935,7 @@ int differentiate(const WeightGradient<Kind>& job, const Taps<float>& weights, f
         float* const sum = memory + part * (all + outputs);
         std::memset(sum, 0, sizeof(float) * (all + outputs));
         for (long i = runs * part / parts; i < runs * (part + 1) / parts; ++i)
-            job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, count - i * tiles)), tiles, own, sum, bias ? sum + all : nullptr);
+            job.run(i * groups, static_cast<int>(std::min<long>(groups, count - i * groups)), groups, own, sum, bias ? sum + all : nullptr);
     }
     if (failed) return failed;
     for (int part = 1; part < parts; ++part) {
@@ -949,10 +1031,14 @@ int streamdeblur_direct(const void* x, void* y, const void* weights, const float
 
 // Weights (outputs, inputs, 3, 3), with strides in values, to those of streamdeblur_winograd: 36 x inputs x outputs values
 // of (36, outputs / panel, inputs, panel), in bfloat16 of (36, outputs / panel, inputs / 2, panel, 2); panel is 2 widths
-// where that divides outputs, else one.
+// where that divides outputs, else one. Or, for Convolution::close, with the 36 as (6 lines, 6 columns), of (outputs /
+// width, columns, inputs, lines, width), in bfloat16 of (outputs / width, columns, inputs / 2, lines, width, 2).
 void streamdeblur_winograd_pack(const float* weights, void* packed, int outputs, int inputs, ptrdiff_t output, ptrdiff_t input,
                                 ptrdiff_t down, ptrdiff_t across, int half) {
     const Taps<const float> taps{weights, outputs, inputs, output, input, down, across};
+#if defined(STREAMDEBLUR_TILES)
+    if (half && inputs % 16 == 0 && tiles_allowed()) return pack<Tiled>(taps, static_cast<Half*>(packed));
+#endif
 #if defined(__AVX512BF16__)
     if (half) return pack<Double>(taps, static_cast<Half*>(packed));
 #endif
