@@ -250,9 +250,7 @@ def rounded_as_the_kernels_do(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @needs_half
-@pytest.mark.parametrize(
-    ("inputs", "outputs"), [(16, 16), (16, 48), (32, 32), (48, 16), (32, 64), (64, 64), (144, 80)]
-)
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 16), (16, 48), (32, 32), (48, 16), (32, 64), (64, 64), (144, 80)])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 4), (5, 6), (6, 33), (11, 214)])
 def test_in_bf16_every_size_gives_the_convolution(inputs: int, outputs: int, height: int, width: int) -> None:
     weight, bias = tensor(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5, tensor(outputs, seed=2)
