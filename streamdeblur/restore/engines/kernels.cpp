@@ -121,7 +121,9 @@ struct Double {
         return reinterpret_cast<Vector>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), both, reinterpret_cast<__m512bh>(b)));
     }
     static void interleave(Factor* to, Vector first, Vector second) {
-        *reinterpret_cast<Words*>(to) = words(rounded(first)) | words(rounded(second)) << 16;
+        const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+        const __m512bh both = _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first));
+        *reinterpret_cast<Words*>(to) = reinterpret_cast<Words>(_mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(both)));
     }
 };
 #endif
