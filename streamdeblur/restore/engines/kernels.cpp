@@ -6,7 +6,7 @@
 // Algorithms for Convolutional Neural Networks", CVPR 2016, Sec. 4.3. Work is cut into runs of tiles of 4x4 results, line
 // after line and image after image, small enough that what a run needs stays in the cache of a core: its tiles are
 // transformed, neighbours in a line together, as they share pixels; multiplied with the transformed weights (36 matrix
-// products); and transformed back with bias, sum and ReLU. With few channels that is done for four neighbours at a time. A
+// products); and transformed back with bias, sum and ReLU: all of a run, or, where channels are few, of four tiles at a time. A
 // result does not depend on how the work was cut, nor on threads. The gradient of the weights is the other way round: the
 // tiles of the input and of the results' gradient are transformed, and their 36 products summed over all tiles.
 //
@@ -51,10 +51,10 @@ constexpr int AT_ONCE = 8;
 // Bytes between the 36 matrices, so that their rows don't all fall into the same lines of the cache.
 constexpr int APART = 64;
 
-// Neighbouring tiles that are transformed at a time, and the pixels of a line of them.
-constexpr int TOGETHER = 4, PIXELS = 4 * TOGETHER + 2;
+// Tiles that are transformed at a time.
+constexpr int TOGETHER = 4;
 
-// Whether registers hold 6 sums of each of them, and what is multiplied.
+// Whether registers hold 6 sums of each of them, and what is multiplied: Convolution::close.
 constexpr bool CLOSE = WIDTH == 16;
 
 typedef float Vector __attribute__((vector_size(WIDTH * 4), aligned(4), may_alias));
@@ -197,7 +197,7 @@ inline void tiles_release() { __asm__ volatile("tilerelease" ::: "memory"); }
 // As Double, products by AMX: of inputs that are a multiple of 16.
 struct Tiled : Double {
     static constexpr int ROWS = 16;
-    static constexpr bool CLOSE = false;
+    static constexpr bool CLOSE = false;  // sums are not in those registers
 
     // Values along the sum that one product takes.
     static int step(int depth) { return depth % 32 == 0 ? 32 : 16; }
@@ -290,55 +290,85 @@ char* scratch(size_t bytes) {
     return held.memory;
 }
 
-// The pixels that TOGETHER tiles side by side are made of: six lines of an image, `row` values apart. What lies outside of
-// the image is zeros.
-template <class Value>
-struct Window {
-    const Value* from;
-    ptrdiff_t row;
+// Where a tile lies: of image n, from (top, left).
+struct Place {
+    ptrdiff_t n;
+    int top, left;
+};
 
-    // Those from (top, left) of an image (height, width, channels). border: room for so many pixels.
-    Window(const Value* image, int height, int width, int channels, int top, int left, Value* border) {
-        row = static_cast<ptrdiff_t>(width) * channels;
-        from = image + top * row + static_cast<ptrdiff_t>(left) * channels;
-        if (top >= 0 && left >= 0 && top + 6 <= height && left + PIXELS <= width) return;
-        std::memset(border, 0, sizeof(Value) * 6 * PIXELS * channels);
-        const int begin = std::max(0, -left), end = std::min(PIXELS, width - left);
-        for (int i = std::max(0, -top); i < std::min(6, height - top); ++i)
-            std::memcpy(border + (i * PIXELS + begin) * channels, from + i * row + static_cast<ptrdiff_t>(begin) * channels, sizeof(Value) * (end - begin) * channels);
-        from = border;
-        row = PIXELS * channels;
+// The tiles of a batch, line after line and image after image.
+struct Tiles {
+    int height, width;
+
+    int across() const { return (width + 3) / 4; }
+    int down() const { return (height + 3) / 4; }
+    long of(int batch) const { return static_cast<long>(batch) * down() * across(); }
+    Place at(long tile) const {
+        const long line = tile / across();
+        return {line / down(), static_cast<int>(line % down()) * 4, static_cast<int>(tile % across()) * 4};
+    }
+    Place after(Place place) const {
+        place.left += 4;
+        if (place.left < width) return place;
+        place.left = 0;
+        place.top += 4;
+        if (place.top < height) return place;
+        place.top = 0;
+        ++place.n;
+        return place;
+    }
+    // `count` of them from `place` on, TOGETHER at most, to places; the one after them.
+    Place take(Place place, int count, Place* places) const {
+        for (int s = 0; s < count; ++s, place = after(place)) places[s] = place;
+        return place;
+    }
+};
+
+// Images (batch, height, width, channels), zeros around.
+template <class Value>
+struct Images {
+    const Value* first;
+    int height, width, channels;
+
+    // B^T d of columns of six pixels, lines `row` values apart and columns `step`. Apart, so that edges get the same program:
+    // compilers may round copies of it differently.
+    static __attribute__((noinline)) void down(const Value* from, ptrdiff_t row, ptrdiff_t step, int wide, Vector* columns) {
+        for (int j = 0; j < wide; ++j, from += step, columns += 6) {
+            Vector line[6];
+            for (int i = 0; i < 6; ++i) line[i] = load(from + i * row);
+            forward(line, columns);
+        }
     }
 
-    // A vector of channels from c, half transformed: B^T d of each of the PIXELS columns, which neighbours share.
-    inline void down(int c, int channels, Vector* columns) const {
-        for (int j = 0; j < PIXELS; ++j) {
-            Vector line[6];
-            for (int i = 0; i < 6; ++i) line[i] = load(from + i * row + j * channels + c);
-            forward(line, columns + 6 * j);
+    // A vector of channels from c of the pixels of `count` tiles, TOGETHER at most, half transformed: B^T d of their columns.
+    // Those of tile s are six values each from at[s] on, in `columns`, room for TOGETHER times 36. Neighbours share two.
+    inline void down(const Place* places, int count, int c, Vector* columns, const Vector** at) const {
+        const ptrdiff_t row = static_cast<ptrdiff_t>(width) * channels;
+        for (int s = 0, n; s < count; s += n, columns += 36 * n) {
+            n = 1;
+            while (s + n < count && places[s + n].left) ++n;  // in one line
+            const int top = places[s].top - 1, left = places[s].left - 1, wide = 4 * n + 2;
+            const Value* const from = first + ((places[s].n * height + top) * width + left) * channels + c;
+            if (top >= 0 && left >= 0 && top + 6 <= height && left + wide <= width) {
+                down(from, row, channels, wide, columns);
+            } else {
+                Value border[6 * (4 * TOGETHER + 2) * WIDTH] = {};
+                for (int i = std::max(0, -top); i < std::min(6, height - top); ++i)
+                    for (int j = std::max(0, -left); j < std::min(wide, width - left); ++j)
+                        std::memcpy(border + (i * wide + j) * WIDTH, from + i * row + static_cast<ptrdiff_t>(j) * channels, sizeof(Value) * WIDTH);
+                down(border, wide * WIDTH, WIDTH, wide, columns);
+            }
+            for (int q = 0; q < n; ++q) at[s + q] = columns + 24 * q;
         }
     }
 };
 
-// The other half, of tile s of those of Window::down: line i of its 6x6 values.
-inline void across(const Vector* columns, int s, int i, Vector* values) {
+// The other half: line i of the 6x6 values of a tile whose columns are these.
+inline void across(const Vector* columns, int i, Vector* values) {
     Vector line[6];
-    for (int j = 0; j < 6; ++j) line[j] = columns[6 * (4 * s + j) + i];
+    for (int j = 0; j < 6; ++j) line[j] = columns[6 * j + i];
     forward(line, values);
 }
-
-// Where the tiles of a batch lie: the tile of number `tile` is of image n and begins at (top, left).
-struct Tiles {
-    int across, down;
-
-    Tiles(int height, int width) : across((width + 3) / 4), down((height + 3) / 4) {}
-    long of(int batch) const { return static_cast<long>(batch) * down * across; }
-    int left(long tile) const { return static_cast<int>(tile % across) * 4; }
-    int top(long tile) const { return static_cast<int>(tile / across % down) * 4; }
-    ptrdiff_t n(long tile) const { return tile / across / down; }
-    // How many of `count` tiles from this one on, TOGETHER at most, lie in its line.
-    int together(long tile, int count) const { return std::min({TOGETHER, count, across - static_cast<int>(tile % across)}); }
-};
 
 // Bytes of `count` values, and more, so that what follows begins at a line of the cache.
 template <class T>
@@ -346,8 +376,8 @@ constexpr size_t room(ptrdiff_t count) {
     return (sizeof(T) * count + 63) / 64 * 64;
 }
 
-// Whether Convolution::close does it, with weights in the order in which it reads them. With more channels they fill the
-// second cache.
+// Whether Convolution::close does it, with weights in the order in which it reads them: few channels, as many in as out. More
+// weights fill the second cache.
 template <class Kind>
 constexpr bool is_close(int inputs, int outputs) {
     return Kind::CLOSE && inputs == outputs && (inputs == WIDTH || inputs == 2 * WIDTH || inputs == 4 * WIDTH);
@@ -368,14 +398,9 @@ struct Convolution {
     // Values from one of the 36 matrices to the next: of (tiles, inputs) before, of (tiles, outputs) after the products.
     ptrdiff_t plane_in(int tiles) const { return static_cast<ptrdiff_t>(tiles) * inputs + APART / sizeof(Value); }
     ptrdiff_t plane_out(int tiles) const { return static_cast<ptrdiff_t>(tiles) * outputs + APART / sizeof(float); }
-    // Of a thread: columns of Window::down, or what `close` has transformed back by half; the border of a window; and either
-    // what `close` needs or all 36 matrices, before and after.
-    static constexpr size_t COLUMNS = sizeof(Vector) * 6 * PIXELS;
-    size_t border() const { return room<Value>(6 * PIXELS * static_cast<ptrdiff_t>(inputs)); }
-    size_t memory(int tiles) const {
-        const size_t all = room<Value>(36 * plane_in(tiles)) + room<float>(36 * plane_out(tiles));
-        return COLUMNS + border() + std::max(all, room<Value>(36 * TOGETHER * static_cast<ptrdiff_t>(inputs)));
-    }
+    // Of a thread: columns, of the way there and of the way back; and the 36 matrices before and after.
+    static constexpr size_t COLUMNS = sizeof(Vector) * 36 * TOGETHER;
+    size_t memory(int tiles) const { return COLUMNS + room<Value>(36 * plane_in(tiles)) + room<float>(36 * plane_out(tiles)); }
 
     // The tiles first..first+count-1, at most `tiles`, in `memory`.
     void run(const Tiles& where, long first, int count, int tiles, char* memory) const {
@@ -385,19 +410,22 @@ struct Convolution {
                 if (inputs == 2 * WIDTH) return close<2 * WIDTH>(where, first, count, memory);
                 return close<4 * WIDTH>(where, first, count, memory);
             }
-        const ptrdiff_t pixels = static_cast<ptrdiff_t>(height) * width, plane = plane_in(tiles);
+        const ptrdiff_t plane = plane_in(tiles);
+        const Images<Value> images{x, height, width, inputs};
         Vector* const columns = reinterpret_cast<Vector*>(memory);
-        Value* const transformed = reinterpret_cast<Value*>(memory + COLUMNS + border());
-        float* const products = reinterpret_cast<float*>(memory + COLUMNS + border() + room<Value>(36 * plane));
-        for (int t = 0, there; t < count; t += there) {
-            there = where.together(first + t, count - t);
-            const Window<Value> window = above(where, first + t, memory);
+        Value* const transformed = reinterpret_cast<Value*>(memory + COLUMNS);
+        float* const products = reinterpret_cast<float*>(memory + COLUMNS + room<Value>(36 * plane));
+        Place places[TOGETHER], next = where.at(first);
+        for (int t = 0; t < count; t += TOGETHER) {
+            const int there = std::min(TOGETHER, count - t);
+            next = where.take(next, there, places);
             for (int c = 0; c < inputs; c += WIDTH) {
-                window.down(c, inputs, columns);
+                const Vector* at[TOGETHER];
+                images.down(places, there, c, columns, at);
                 for (int s = 0; s < there; ++s)
                     for (int i = 0; i < 6; ++i) {
                         Vector values[6];
-                        across(columns, s, i, values);
+                        across(at[s], i, values);
                         for (int j = 0; j < 6; ++j) store(transformed + (6 * i + j) * plane + static_cast<ptrdiff_t>(t + s) * inputs + c, values[j]);
                     }
             }
@@ -416,58 +444,54 @@ struct Convolution {
             else
                 product<1>(from, weight, to, count);
         }
-        for (int t = 0; t < count; ++t)
-            leave(products + static_cast<ptrdiff_t>(t) * outputs, plane_out(tiles), y + where.n(first + t) * pixels * outputs,
-                  where.top(first + t), where.left(first + t));
+        Place place = where.at(first);
+        for (int t = 0; t < count; ++t, place = where.after(place)) leave(products + static_cast<ptrdiff_t>(t) * outputs, plane_out(tiles), place);
     }
 
-    // The pixels under the tiles from this one on.
-    Window<Value> above(const Tiles& where, long tile, char* memory) const {
-        return Window<Value>(x + where.n(tile) * height * width * inputs, height, width, inputs, where.top(tile) - 1, where.left(tile) - 1,
-                             reinterpret_cast<Value*>(memory + COLUMNS));
-    }
-
-    // As run, with as many channels in as out, TOGETHER tiles at a time: products of a column of their 6x6 with one vector of
-    // channels stay in registers until they are transformed back by half. So all but the weights stays in the fastest
-    // cache, and less is written and read again.
-    template <int CHANNELS>
+    // As run, TOGETHER tiles at a time: products of a column of their 6x6 with one vector of channels stay in registers until
+    // they are transformed back by half. So all but the weights stays in the fastest cache, and less is written and read
+    // again.
+    template <int MANY>
     void close(const Tiles& where, long first, int count, char* memory) const {
-        static_assert(sizeof(Vector) * 24 * TOGETHER <= COLUMNS);
-        constexpr int DEPTH = CHANNELS / Kind::PAIR;
+        constexpr int DEPTH = MANY / Kind::PAIR;
+        const Images<Value> images{x, height, width, MANY};
         Vector* const columns = reinterpret_cast<Vector*>(memory);
-        Value* const transformed = reinterpret_cast<Value*>(memory + COLUMNS + border());
-        for (int t = 0, there; t < count; t += there) {
-            const long tile = first + t;
-            const int top = where.top(tile), left = where.left(tile);
-            there = where.together(tile, count - t);
-            const Window<Value> window = above(where, tile, memory);
-            for (int c = 0; c < CHANNELS; c += WIDTH) {
-                window.down(c, CHANNELS, columns);
-                for (int s = 0; s < TOGETHER; ++s)  // the last may be none: nobody reads their products
+        Value* const transformed = reinterpret_cast<Value*>(memory + COLUMNS);
+        Place places[TOGETHER], next = where.at(first);
+        for (int t = 0; t < count; t += TOGETHER) {
+            const int there = std::min(TOGETHER, count - t);  // the last may be of no tile: nobody reads their products
+            next = where.take(next, there, places);
+            for (int c = 0; c < MANY; c += WIDTH) {
+                const Vector* at[TOGETHER];
+                images.down(places, there, c, columns, at);
+                for (int s = 0; s < there; ++s)
                     for (int i = 0; i < 6; ++i) {
                         Vector values[6];
-                        across(columns, s, i, values);
-                        for (int j = 0; j < 6; ++j) store(transformed + (36 * s + 6 * i + j) * CHANNELS + c, values[j]);
+                        across(at[s], i, values);
+                        for (int j = 0; j < 6; ++j) store(transformed + (36 * s + 6 * i + j) * MANY + c, values[j]);
                     }
             }
-            Value* const result = y + ((where.n(tile) * height + top) * width + left) * CHANNELS;
-            for (int o = 0; o < CHANNELS; o += WIDTH) {
-                for (int j = 0; j < 6; ++j) {
-                    const Factor* const from = reinterpret_cast<const Factor*>(transformed) + j * DEPTH;
-                    const Factor* const weight = reinterpret_cast<const Factor*>(weights) + (o / WIDTH * 6 + j) * DEPTH * 6 * WIDTH;
-                    Vector sum[TOGETHER][6];
-                    for (int s = 0; s < TOGETHER; ++s)
-                        for (int i = 0; i < 6; ++i) sum[s][i] = Vector{};
-                    for (int k = 0; k < DEPTH; ++k)
-                        for (int i = 0; i < 6; ++i) {
-                            const Vector own = Kind::factors(weight + (6 * k + i) * WIDTH);
-                            for (int s = 0; s < TOGETHER; ++s) sum[s][i] = Kind::multiply(sum[s][i], from[(36 * s + 6 * i) * DEPTH + k], own);
-                        }
-                    for (int s = 0; s < TOGETHER; ++s) backward(sum[s], columns + 24 * s + j, 6);
-                }
-                for (int s = 0; s < there; ++s) put(columns + 24 * s, result + 4 * s * CHANNELS, top, left + 4 * s, o, CHANNELS);
+            for (int o = 0; o < MANY; o += WIDTH) {
+                for (int j = 0; j < 6; ++j)
+                    column<DEPTH>(reinterpret_cast<const Factor*>(transformed) + j * DEPTH,
+                                  reinterpret_cast<const Factor*>(weights) + (o / WIDTH * 6 + j) * DEPTH * 6 * WIDTH, columns + j);
+                for (int s = 0; s < there; ++s) put(columns + 24 * s, places[s], o, MANY);
             }
         }
+    }
+
+    // Of `close`, one column, transformed back by half. Apart, so that compilers have all registers for it: they spilled sums.
+    template <int DEPTH>
+    static __attribute__((noinline)) void column(const Factor* from, const Factor* weight, Vector* half) {
+        Vector sum[TOGETHER][6];
+        for (int s = 0; s < TOGETHER; ++s)
+            for (int i = 0; i < 6; ++i) sum[s][i] = Vector{};
+        for (int k = 0; k < DEPTH; ++k)
+            for (int i = 0; i < 6; ++i) {
+                const Vector own = Kind::factors(weight + (6 * k + i) * WIDTH);
+                for (int s = 0; s < TOGETHER; ++s) sum[s][i] = Kind::multiply(sum[s][i], from[(36 * s + 6 * i) * DEPTH + k], own);
+            }
+        for (int s = 0; s < TOGETHER; ++s) backward(sum[s], half + 24 * s, 6);
     }
 
     template <int VECTORS>
@@ -516,27 +540,26 @@ struct Convolution {
     }
 #endif
 
-    // One tile's products, transformed back to what of its 4x4 pixels lies in the image.
-    void leave(const float* from, ptrdiff_t plane, Value* result, int top, int left) const {
-        result += (static_cast<ptrdiff_t>(top) * width + left) * outputs;
+    // One tile's products, transformed back.
+    void leave(const float* from, ptrdiff_t plane, const Place& place) const {
         for (int c = 0; c < outputs; c += WIDTH) {
             Vector half[24], line[6];
             for (int j = 0; j < 6; ++j) {
                 for (int i = 0; i < 6; ++i) line[i] = load(from + (6 * i + j) * plane + c);
                 backward(line, half + j, 6);
             }
-            put(half, result, top, left, c, outputs);
+            put(half, place, c, outputs);
         }
     }
 
-    // The second half of the way back, of a vector of channels from c, to the pixels of a tile at `result`.
-    inline void put(const Vector* half, Value* result, int top, int left, int c, int channels) const {
-        const int high = std::min(4, height - top), wide = std::min(4, width - left);
+    // The second half of the way back, of a vector of channels from c: to what of a tile's 4x4 pixels lies in the image.
+    inline void put(const Vector* half, const Place& place, int c, int channels) const {
+        const int high = std::min(4, height - place.top), wide = std::min(4, width - place.left);
         const Vector offset = bias ? load(bias + c) : Vector{};
         for (int i = 0; i < high; ++i) {
             Vector line[4];
             backward(half + 6 * i, line, 1);
-            Value* to = result + i * static_cast<ptrdiff_t>(width) * channels + c;
+            Value* const to = y + ((place.n * height + place.top + i) * width + place.left) * channels + c;
             for (int j = 0; j < wide; ++j) {
                 Vector value = line[j] + offset;
                 if (add) value += load(to + j * channels);
@@ -730,51 +753,45 @@ int convolve(const Direct<Kind>& job, int batch, int threads) {
     return failed;
 }
 
-// The gradient of the weights of a Convolution, transformed: sums over all tiles. Work is cut into groups of TOGETHER tiles
-// of a line of an image; what lies beyond it is zeros.
+// The gradient of the weights of a Convolution, transformed: sums over all tiles.
 template <class Kind>
 struct WeightGradient {
     typedef typename Kind::Value Value;
     typedef typename Kind::Factor Factor;
-    static constexpr int PAIRS = TOGETHER / Kind::PAIR;
+    static constexpr int PAIR = Kind::PAIR;
 
     const Value* x;
     const Value* g;
     int height, width, inputs, outputs;
 
-    int groups_across() const { return (width + 4 * TOGETHER - 1) / (4 * TOGETHER); }
-    int groups_down() const { return (height + 3) / 4; }
+    // As Convolution's; `tiles` is a multiple of TOGETHER. Matrices are of (tiles / PAIR, channels) factors.
+    ptrdiff_t plane_in(int tiles) const { return static_cast<ptrdiff_t>(tiles) * inputs / PAIR + APART / sizeof(Factor); }
+    ptrdiff_t plane_out(int tiles) const { return static_cast<ptrdiff_t>(tiles) * outputs / PAIR + APART / sizeof(Factor); }
+    static constexpr size_t COLUMNS = sizeof(Vector) * 36 * TOGETHER;
+    size_t memory(int tiles) const { return COLUMNS + room<Factor>(36 * plane_in(tiles)) + room<Factor>(36 * plane_out(tiles)); }
 
-    // Factors from one of the 36 matrices (pairs of tiles, channels) to the next.
-    ptrdiff_t plane(int groups, int channels) const { return static_cast<ptrdiff_t>(groups) * PAIRS * channels + APART / sizeof(Factor); }
-    // Of a thread: columns, the border of a window, and the 36 matrices of both.
-    static constexpr size_t COLUMNS = sizeof(Vector) * 6 * PIXELS;
-    size_t border() const { return room<Value>(6 * PIXELS * static_cast<ptrdiff_t>(inputs)); }
-    size_t memory(int groups) const { return COLUMNS + border() + room<Factor>(36 * plane(groups, inputs)) + room<Factor>(36 * plane(groups, outputs)); }
-
-    // The groups first..first+count-1, at most `groups`, to sums (36, inputs, outputs) and, unless that is nullptr, bias
-    // (outputs).
-    void run(long first, int count, int groups, char* memory, float* sums, float* bias) const {
+    // As Convolution::run, to sums (36, inputs, outputs) and, unless that is nullptr, bias (outputs).
+    void run(const Tiles& where, long first, int count, int tiles, char* memory, float* sums, float* bias) const {
         Vector* const columns = reinterpret_cast<Vector*>(memory);
-        Value* const edge = reinterpret_cast<Value*>(memory + COLUMNS);
-        Factor* const transformed = reinterpret_cast<Factor*>(memory + COLUMNS + border());
-        Factor* const gradients = reinterpret_cast<Factor*>(memory + COLUMNS + border() + room<Factor>(36 * plane(groups, inputs)));
-        for (int q = 0; q < count; ++q) {
-            const long group = first + q;
-            const ptrdiff_t n = group / groups_across() / groups_down();
-            const int top = static_cast<int>(group / groups_across() % groups_down()) * 4, left = static_cast<int>(group % groups_across()) * 4 * TOGETHER;
-            enter(n, top, left, transformed + static_cast<ptrdiff_t>(q) * PAIRS * inputs, plane(groups, inputs), columns, edge);
-            for (int p = 0; p < PAIRS; ++p)
-                widen(n, top, left + 4 * Kind::PAIR * p, gradients + (static_cast<ptrdiff_t>(q) * PAIRS + p) * outputs, plane(groups, outputs), bias);
+        Factor* const transformed = reinterpret_cast<Factor*>(memory + COLUMNS);
+        Factor* const gradients = reinterpret_cast<Factor*>(memory + COLUMNS + room<Factor>(36 * plane_in(tiles)));
+        const int depth = (count + PAIR - 1) / PAIR;
+        Place places[TOGETHER], next = where.at(first);
+        for (int t = 0; t < count; t += TOGETHER) {
+            const int there = std::min(TOGETHER, count - t);
+            next = where.take(next, there, places);
+            enter(places, there, transformed + static_cast<ptrdiff_t>(t) / PAIR * inputs, plane_in(tiles), columns);
+            for (int s = 0; s < there; s += PAIR)
+                widen(places + s, there - s, gradients + static_cast<ptrdiff_t>(t + s) / PAIR * outputs, plane_out(tiles), bias);
         }
         for (int k = 0; k < 36; ++k) {
-            const Factor* from = transformed + k * plane(groups, inputs);
-            const Factor* gradient = gradients + k * plane(groups, outputs);
+            const Factor* from = transformed + k * plane_in(tiles);
+            const Factor* gradient = gradients + k * plane_out(tiles);
             float* to = sums + static_cast<ptrdiff_t>(k) * inputs * outputs;
             if (outputs % (2 * WIDTH) == 0)
-                product<2>(from, gradient, to, count * PAIRS);
+                product<2>(from, gradient, to, depth);
             else
-                product<1>(from, gradient, to, count * PAIRS);
+                product<1>(from, gradient, to, depth);
         }
     }
 
@@ -785,41 +802,43 @@ struct WeightGradient {
                 accumulate<Kind, VECTORS>(from + i, inputs, gradients + o, outputs, to + static_cast<ptrdiff_t>(i) * outputs + o, outputs, depth);
     }
 
-    // The input of a group, transformed; tiles that are a pair side by side.
-    void enter(ptrdiff_t n, int top, int left, Factor* to, ptrdiff_t plane, Vector* columns, Value* edge) const {
-        const Window<Value> window(x + n * height * width * inputs, height, width, inputs, top - 1, left - 1, edge);
+    // The input of `count` tiles, transformed: PAIR of them side by side, or one and zeros.
+    void enter(const Place* places, int count, Factor* to, ptrdiff_t plane, Vector* columns) const {
+        const Images<Value> images{x, height, width, inputs};
         for (int c = 0; c < inputs; c += WIDTH) {
-            window.down(c, inputs, columns);
-            for (int p = 0; p < PAIRS; ++p)
+            const Vector* at[TOGETHER];
+            images.down(places, count, c, columns, at);
+            for (int s = 0; s < count; s += PAIR)
                 for (int i = 0; i < 6; ++i) {
-                    Vector one[6], two[6];
-                    across(columns, p * Kind::PAIR, i, one);
-                    if (Kind::PAIR > 1) across(columns, p * Kind::PAIR + 1, i, two);
-                    for (int j = 0; j < 6; ++j) Kind::interleave(to + (6 * i + j) * plane + p * inputs + c, one[j], Kind::PAIR > 1 ? two[j] : one[j]);
+                    Vector one[6], two[6] = {};
+                    across(at[s], i, one);
+                    if (PAIR > 1 && s + 1 < count) across(at[s + 1], i, two);
+                    for (int j = 0; j < 6; ++j) Kind::interleave(to + (6 * i + j) * plane + s / PAIR * inputs + c, one[j], two[j]);
                 }
         }
     }
 
     // Of gradients likewise, of one pair: 4x4 pixels a tile, of which those outside of the image are 0.
-    void widen(ptrdiff_t n, int top, int left, Factor* to, ptrdiff_t plane, float* bias) const {
+    void widen(const Place* places, int count, Factor* to, ptrdiff_t plane, float* bias) const {
         for (int c = 0; c < outputs; c += WIDTH) {
+            const bool both = PAIR > 1 && count > 1;
             Vector one[24], two[24], sum = {};
-            down(n, top, left, c, one, sum);
-            if (Kind::PAIR > 1) down(n, top, left + 4, c, two, sum);
+            down(places[0], c, one, sum);
+            if (both) down(places[1], c, two, sum);
             if (bias) store(bias + c, load(bias + c) + sum);
             for (int i = 0; i < 6; ++i) {
-                Vector first[6], second[6];
+                Vector first[6], second[6] = {};
                 spread(one + 4 * i, first, 1);
-                if (Kind::PAIR > 1) spread(two + 4 * i, second, 1);
-                for (int j = 0; j < 6; ++j) Kind::interleave(to + (6 * i + j) * plane + c, first[j], Kind::PAIR > 1 ? second[j] : first[j]);
+                if (both) spread(two + 4 * i, second, 1);
+                for (int j = 0; j < 6; ++j) Kind::interleave(to + (6 * i + j) * plane + c, first[j], second[j]);
             }
         }
     }
 
     // The first half of the gradients of a tile, channels from c: six lines of four; what they are is added to `sum`.
-    inline void down(ptrdiff_t n, int top, int left, int c, Vector* half, Vector& sum) const {
-        const int high = std::min(4, height - top), wide = std::min(4, width - left);
-        const Value* from = g + ((n * height + top) * width + left) * outputs + c;
+    inline void down(const Place& place, int c, Vector* half, Vector& sum) const {
+        const int high = std::min(4, height - place.top), wide = std::min(4, width - place.left);
+        const Value* from = g + ((place.n * height + place.top) * width + place.left) * outputs + c;
         for (int j = 0; j < 4; ++j) {
             Vector line[4];
             for (int i = 0; i < 4; ++i) {
@@ -835,7 +854,7 @@ struct WeightGradient {
 template <class Kind>
 int convolve(const Convolution<Kind>& job, int batch, int tiles, int threads) {
     if (batch < 1 || job.height < 1 || job.width < 1) return 0;
-    const Tiles where(job.height, job.width);
+    const Tiles where{job.height, job.width};
     const long all = where.of(batch);
     // In even parts for the threads, where there are few.
     tiles = static_cast<int>(std::min<long>(tiles, (all + std::max(threads, 1) - 1) / std::max(threads, 1)));
@@ -922,13 +941,14 @@ template <class Kind>
 int differentiate(const WeightGradient<Kind>& job, const Taps<float>& weights, float* bias, float* memory, int batch, int tiles, int parts, int threads) {
     const int inputs = job.inputs, outputs = job.outputs;
     if (batch < 1 || job.height < 1 || job.width < 1) parts = 1;
-    const int groups = (tiles + TOGETHER - 1) / TOGETHER;
-    const long count = static_cast<long>(batch) * job.groups_down() * job.groups_across(), runs = (count + groups - 1) / groups;
+    tiles = (tiles + TOGETHER - 1) / TOGETHER * TOGETHER;
+    const Tiles where{job.height, job.width};
+    const long count = where.of(batch), runs = (count + tiles - 1) / tiles;
     const ptrdiff_t all = static_cast<ptrdiff_t>(36) * inputs * outputs;
     int failed = 0;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && parts > 1)
     for (int part = 0; part < parts; ++part) {
-        char* const own = scratch(job.memory(groups));
+        char* const own = scratch(job.memory(tiles));
         if (!own) {
 #pragma omp atomic write
             failed = 1;
@@ -937,7 +957,7 @@ int differentiate(const WeightGradient<Kind>& job, const Taps<float>& weights, f
         float* const sum = memory + part * (all + outputs);
         std::memset(sum, 0, sizeof(float) * (all + outputs));
         for (long i = runs * part / parts; i < runs * (part + 1) / parts; ++i)
-            job.run(i * groups, static_cast<int>(std::min<long>(groups, count - i * groups)), groups, own, sum, bias ? sum + all : nullptr);
+            job.run(where, i * tiles, static_cast<int>(std::min<long>(tiles, count - i * tiles)), tiles, own, sum, bias ? sum + all : nullptr);
     }
     if (failed) return failed;
     for (int part = 1; part < parts; ++part) {
@@ -1050,7 +1070,7 @@ void streamdeblur_winograd_pack(const float* weights, void* packed, int outputs,
 // The gradient of weights (outputs, inputs, 3, 3), written with strides in values, and of the bias (outputs, or nullptr),
 // for g (batch, height, width, outputs), the gradient of the results; x and g are float32, or bfloat16 with `half`.
 // memory: parts x (36 x inputs + 1) x outputs values. The work is cut into so many parts, whose sums are added in their
-// order: a result depends on parts, not on threads.
+// order: a result depends on parts and tiles, not on threads.
 int streamdeblur_winograd_gradient(const void* x, const void* g, float* weights, float* bias, float* memory, int batch, int height,
                                    int width, int inputs, int outputs, ptrdiff_t output, ptrdiff_t input, ptrdiff_t down, ptrdiff_t across,
                                    int half, int tiles, int parts, int threads) {
