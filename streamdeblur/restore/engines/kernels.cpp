@@ -255,18 +255,18 @@ inline void multiply(const typename Kind::Factor* a, ptrdiff_t a_row, const type
         for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * WIDTH, sum[r][v]);
 }
 
-// To CHANNELS rows of c: that many columns of a (depth x columns), turned, times VECTORS vectors of b (depth x columns).
-// Depth, columns and rows of a and b in factors.
+// To CHANNELS rows of c: that many columns of a (depth x WIDTH), turned, times VECTORS matrices b (depth x WIDTH), `apart`
+// factors from one to the next. Depth in factors.
 template <class Kind, int VECTORS>
-inline void accumulate(const typename Kind::Factor* a, ptrdiff_t a_row, const typename Kind::Factor* b, ptrdiff_t b_row, float* c, ptrdiff_t c_row, int depth) {
+inline void accumulate(const typename Kind::Factor* a, const typename Kind::Factor* b, ptrdiff_t apart, float* c, ptrdiff_t c_row, int depth) {
     Vector sum[CHANNELS][VECTORS];
     for (int r = 0; r < CHANNELS; ++r)
         for (int v = 0; v < VECTORS; ++v) sum[r][v] = load(c + r * c_row + v * WIDTH);
-    for (int k = 0; k < depth; ++k) {
+    for (int k = 0; k < depth; ++k, a += WIDTH, b += WIDTH) {
         Vector value[VECTORS];
-        for (int v = 0; v < VECTORS; ++v) value[v] = Kind::factors(b + k * b_row + v * WIDTH);
+        for (int v = 0; v < VECTORS; ++v) value[v] = Kind::factors(b + v * apart);
         for (int r = 0; r < CHANNELS; ++r)
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] = Kind::multiply(sum[r][v], a[k * a_row + r], value[v]);
+            for (int v = 0; v < VECTORS; ++v) sum[r][v] = Kind::multiply(sum[r][v], a[r], value[v]);
     }
     for (int r = 0; r < CHANNELS; ++r)
         for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * WIDTH, sum[r][v]);
@@ -370,6 +370,16 @@ inline void across(const Vector* columns, int i, Vector* values) {
     forward(line, values);
 }
 
+// All lines, values `plane` apart.
+template <class Value>
+inline void across(const Vector* columns, Value* to, ptrdiff_t plane) {
+    for (int i = 0; i < 6; ++i, to += 6 * plane) {
+        Vector values[6];
+        across(columns, i, values);
+        for (int j = 0; j < 6; ++j) store(to + j * plane, values[j]);
+    }
+}
+
 // Bytes of `count` values, and more, so that what follows begins at a line of the cache.
 template <class T>
 constexpr size_t room(ptrdiff_t count) {
@@ -422,12 +432,7 @@ struct Convolution {
             for (int c = 0; c < inputs; c += WIDTH) {
                 const Vector* at[TOGETHER];
                 images.down(places, there, c, columns, at);
-                for (int s = 0; s < there; ++s)
-                    for (int i = 0; i < 6; ++i) {
-                        Vector values[6];
-                        across(at[s], i, values);
-                        for (int j = 0; j < 6; ++j) store(transformed + (6 * i + j) * plane + static_cast<ptrdiff_t>(t + s) * inputs + c, values[j]);
-                    }
+                for (int s = 0; s < there; ++s) across(at[s], transformed + static_cast<ptrdiff_t>(t + s) * inputs + c, plane);
             }
         }
         for (int k = 0; k < 36; ++k) {
@@ -464,12 +469,7 @@ struct Convolution {
             for (int c = 0; c < MANY; c += WIDTH) {
                 const Vector* at[TOGETHER];
                 images.down(places, there, c, columns, at);
-                for (int s = 0; s < there; ++s)
-                    for (int i = 0; i < 6; ++i) {
-                        Vector values[6];
-                        across(at[s], i, values);
-                        for (int j = 0; j < 6; ++j) store(transformed + (36 * s + 6 * i + j) * MANY + c, values[j]);
-                    }
+                for (int s = 0; s < there; ++s) across(at[s], transformed + 36 * s * MANY + c, MANY);
             }
             for (int o = 0; o < MANY; o += WIDTH) {
                 for (int j = 0; j < 6; ++j)
@@ -556,10 +556,24 @@ struct Convolution {
     inline void put(const Vector* half, const Place& place, int c, int channels) const {
         const int high = std::min(4, height - place.top), wide = std::min(4, width - place.left);
         const Vector offset = bias ? load(bias + c) : Vector{};
-        for (int i = 0; i < high; ++i) {
+        const ptrdiff_t row = static_cast<ptrdiff_t>(width) * channels;
+        Value* const to = y + (place.n * height + place.top) * row + static_cast<ptrdiff_t>(place.left) * channels + c;
+        if (high < 4 || wide < 4)
+            write(half, to, row, channels, offset, add, relu, high, wide);
+        else if (add)
+            write(half, to, row, channels, offset, true, relu, 4, 4);
+        else if (relu)
+            write(half, to, row, channels, offset, false, true, 4, 4);
+        else
+            write(half, to, row, channels, offset, false, false, 4, 4);
+    }
+
+    // To lines of `high` by `wide` pixels. Always inlined, for constants are what most tiles call it with, and of members,
+    // which vectors may alias, compilers read each again after each store.
+    static inline __attribute__((always_inline)) void write(const Vector* half, Value* to, ptrdiff_t row, ptrdiff_t channels, Vector offset, bool add, bool relu, int high, int wide) {
+        for (int i = 0; i < high; ++i, to += row) {
             Vector line[4];
             backward(half + 6 * i, line, 1);
-            Value* const to = y + ((place.n * height + place.top + i) * width + place.left) * channels + c;
             for (int j = 0; j < wide; ++j) {
                 Vector value = line[j] + offset;
                 if (add) value += load(to + j * channels);
@@ -764,7 +778,8 @@ struct WeightGradient {
     const Value* g;
     int height, width, inputs, outputs;
 
-    // As Convolution's; `tiles` is a multiple of TOGETHER. Matrices are of (tiles / PAIR, channels) factors.
+    // As Convolution's; `tiles` is a multiple of TOGETHER. Matrices are of (channels / WIDTH, tiles / PAIR, WIDTH) factors: with
+    // lines of all channels, many lines of 64 and more would fall into few sets of the first cache.
     ptrdiff_t plane_in(int tiles) const { return static_cast<ptrdiff_t>(tiles) * inputs / PAIR + APART / sizeof(Factor); }
     ptrdiff_t plane_out(int tiles) const { return static_cast<ptrdiff_t>(tiles) * outputs / PAIR + APART / sizeof(Factor); }
     static constexpr size_t COLUMNS = sizeof(Vector) * 36 * TOGETHER;
@@ -776,75 +791,89 @@ struct WeightGradient {
         Factor* const transformed = reinterpret_cast<Factor*>(memory + COLUMNS);
         Factor* const gradients = reinterpret_cast<Factor*>(memory + COLUMNS + room<Factor>(36 * plane_in(tiles)));
         const int depth = (count + PAIR - 1) / PAIR;
+        const ptrdiff_t apart = static_cast<ptrdiff_t>(tiles) / PAIR * WIDTH;
         Place places[TOGETHER], next = where.at(first);
         for (int t = 0; t < count; t += TOGETHER) {
             const int there = std::min(TOGETHER, count - t);
             next = where.take(next, there, places);
-            enter(places, there, transformed + static_cast<ptrdiff_t>(t) / PAIR * inputs, plane_in(tiles), columns);
-            for (int s = 0; s < there; s += PAIR)
-                widen(places + s, there - s, gradients + static_cast<ptrdiff_t>(t + s) / PAIR * outputs, plane_out(tiles), bias);
+            enter(places, there, transformed + t / PAIR * WIDTH, apart, plane_in(tiles), columns);
+            for (int s = 0; s < there; s += PAIR) widen(places + s, there - s, gradients + (t + s) / PAIR * WIDTH, apart, plane_out(tiles), bias);
         }
         for (int k = 0; k < 36; ++k) {
             const Factor* from = transformed + k * plane_in(tiles);
             const Factor* gradient = gradients + k * plane_out(tiles);
             float* to = sums + static_cast<ptrdiff_t>(k) * inputs * outputs;
             if (outputs % (2 * WIDTH) == 0)
-                product<2>(from, gradient, to, depth);
+                product<2>(from, gradient, apart, to, depth);
             else
-                product<1>(from, gradient, to, depth);
+                product<1>(from, gradient, apart, to, depth);
         }
     }
 
     template <int VECTORS>
-    void product(const Factor* from, const Factor* gradients, float* to, int depth) const {
+    void product(const Factor* from, const Factor* gradients, ptrdiff_t apart, float* to, int depth) const {
         for (int o = 0; o < outputs; o += VECTORS * WIDTH)
             for (int i = 0; i < inputs; i += CHANNELS)
-                accumulate<Kind, VECTORS>(from + i, inputs, gradients + o, outputs, to + static_cast<ptrdiff_t>(i) * outputs + o, outputs, depth);
+                accumulate<Kind, VECTORS>(from + i / WIDTH * apart + i % WIDTH, gradients + o / WIDTH * apart, apart,
+                                          to + static_cast<ptrdiff_t>(i) * outputs + o, outputs, depth);
     }
 
     // The input of `count` tiles, transformed: PAIR of them side by side, or one and zeros.
-    void enter(const Place* places, int count, Factor* to, ptrdiff_t plane, Vector* columns) const {
+    void enter(const Place* places, int count, Factor* to, ptrdiff_t apart, ptrdiff_t plane, Vector* columns) const {
         const Images<Value> images{x, height, width, inputs};
-        for (int c = 0; c < inputs; c += WIDTH) {
+        for (int c = 0; c < inputs; c += WIDTH, to += apart) {
             const Vector* at[TOGETHER];
             images.down(places, count, c, columns, at);
-            for (int s = 0; s < count; s += PAIR)
-                for (int i = 0; i < 6; ++i) {
-                    Vector one[6], two[6] = {};
-                    across(at[s], i, one);
-                    if (PAIR > 1 && s + 1 < count) across(at[s + 1], i, two);
-                    for (int j = 0; j < 6; ++j) Kind::interleave(to + (6 * i + j) * plane + s / PAIR * inputs + c, one[j], two[j]);
-                }
+            for (int s = 0; s < count; s += PAIR) enter(at[s], s + 1 < count ? at[s + 1] : nullptr, to + s / PAIR * WIDTH, plane);
+        }
+    }
+
+    static void enter(const Vector* first, const Vector* second, Factor* to, ptrdiff_t plane) {
+        for (int i = 0; i < 6; ++i, to += 6 * plane) {
+            Vector one[6], two[6] = {};
+            across(first, i, one);
+            if (PAIR > 1 && second) across(second, i, two);
+            for (int j = 0; j < 6; ++j) Kind::interleave(to + j * plane, one[j], two[j]);
         }
     }
 
     // Of gradients likewise, of one pair: 4x4 pixels a tile, of which those outside of the image are 0.
-    void widen(const Place* places, int count, Factor* to, ptrdiff_t plane, float* bias) const {
-        for (int c = 0; c < outputs; c += WIDTH) {
+    void widen(const Place* places, int count, Factor* to, ptrdiff_t apart, ptrdiff_t plane, float* bias) const {
+        for (int c = 0; c < outputs; c += WIDTH, to += apart) {
             const bool both = PAIR > 1 && count > 1;
             Vector one[24], two[24], sum = {};
             down(places[0], c, one, sum);
             if (both) down(places[1], c, two, sum);
             if (bias) store(bias + c, load(bias + c) + sum);
-            for (int i = 0; i < 6; ++i) {
-                Vector first[6], second[6] = {};
-                spread(one + 4 * i, first, 1);
-                if (both) spread(two + 4 * i, second, 1);
-                for (int j = 0; j < 6; ++j) Kind::interleave(to + (6 * i + j) * plane + c, first[j], second[j]);
-            }
+            widen(one, both ? two : nullptr, to, plane);
+        }
+    }
+
+    static void widen(const Vector* one, const Vector* two, Factor* to, ptrdiff_t plane) {
+        for (int i = 0; i < 6; ++i, to += 6 * plane) {
+            Vector first[6], second[6] = {};
+            spread(one + 4 * i, first, 1);
+            if (PAIR > 1 && two) spread(two + 4 * i, second, 1);
+            for (int j = 0; j < 6; ++j) Kind::interleave(to + j * plane, first[j], second[j]);
         }
     }
 
     // The first half of the gradients of a tile, channels from c: six lines of four; what they are is added to `sum`.
     inline void down(const Place& place, int c, Vector* half, Vector& sum) const {
         const int high = std::min(4, height - place.top), wide = std::min(4, width - place.left);
-        const Value* from = g + ((place.n * height + place.top) * width + place.left) * outputs + c;
-        for (int j = 0; j < 4; ++j) {
+        const ptrdiff_t row = static_cast<ptrdiff_t>(width) * outputs;
+        const Value* const from = g + (place.n * height + place.top) * row + static_cast<ptrdiff_t>(place.left) * outputs + c;
+        if (high < 4 || wide < 4)
+            down(from, row, outputs, high, wide, half, sum);
+        else
+            down(from, row, outputs, 4, 4, half, sum);
+    }
+
+    static inline __attribute__((always_inline)) void down(const Value* from, ptrdiff_t row, ptrdiff_t step, int high, int wide, Vector* half, Vector& sum) {
+        for (int j = 0; j < 4; ++j, from += step) {
             Vector line[4];
-            for (int i = 0; i < 4; ++i) {
-                line[i] = i < high && j < wide ? load(from + (static_cast<ptrdiff_t>(i) * width + j) * outputs) : Vector{};
-                sum += line[i];
-            }
+            for (int i = 0; i < 4; ++i) line[i] = i < high && j < wide ? load(from + i * row) : Vector{};
+            sum += (line[0] + line[1]) + (line[2] + line[3]);
             spread(line, half + j, 4);
         }
     }
