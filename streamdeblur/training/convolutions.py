@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 #: beyond it find no work; more parts would cost a few threads more time for memory than the products take.
 _PARTS = 8
 
-#: Tiles of a run of the gradient of the weights, in float32 and in bfloat16, which takes half the room: for each run all
-#: sums are read and written once. The best, or near it, with 16 to 128 channels, on a Zen 3 of 48 to 192 tiles, on a
-#: Zen 4 in bfloat16 of 12 to 384.
+#: Tiles of a run of the gradient of the weights, in float32 and in bfloat16, which takes half the room: for each run
+#: all sums are read and written once. The best, or near it, with 16 to 128 channels: on a Zen 3 of 48 to 192 tiles, on
+#: a Zen 4, in bfloat16, of 12 to 384.
 _TILES, _TILES_HALF = 48, 96
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from streamdeblur.training.codec import Picture
 from streamdeblur.training.pairs import find_pairs, read_pair
 from streamdeblur.training.recipe import Data, Recipe, Source, ValidationSet
 from streamdeblur.training.shards import SUFFIX, Shard
-from streamdeblur.training.synthesis.sources import CropSource, PairsSource, open_source
+from streamdeblur.training.synthesis.sources import Crop, CropSource, PairsSource, open_source
+from streamdeblur.training.synthesis.turn import room, turn
 from streamdeblur.training.validation import Pairs
 
 #: Streams of random numbers of the sources (``batches`` has 1 and 2, ``trainer`` 4).
@@ -32,6 +33,7 @@ class Mixture:
     def __init__(self, sources: Sequence[Source], size: int, seed: int) -> None:
         self.sources: list[CropSource] = [open_source(s.kind, s.path, **s.options) for s in sources]
         self._edges = list(itertools.accumulate(s.share for s in sources))
+        self._turned = [s.turned for s in sources]
         self._size, self._seed = size, seed
 
     @property
@@ -47,10 +49,18 @@ class Mixture:
             # An epoch is a pass: every pair once, in another order each time.
             epoch, place = divmod(index, len(only))
             pair = int(generator(self._seed, _PAIRS, epoch).permutation(len(only))[place])
-            return only.name, *only.sample_pair(pair, rng, self._size)
+            return only.name, *self._crop(0, rng, lambda size: only.sample_pair(pair, rng, size))
         position = float(rng.random()) * self._edges[-1]
-        source = self.sources[min(bisect.bisect_right(self._edges, position), len(self.sources) - 1)]
-        return source.name, *source.sample(rng, self._size)
+        chosen = min(bisect.bisect_right(self._edges, position), len(self.sources) - 1)
+        source = self.sources[chosen]
+        return source.name, *self._crop(chosen, rng, lambda size: source.sample(rng, size))
+
+    def _crop(self, source: int, rng: np.random.Generator, sample: Callable[[int], Crop]) -> Crop:
+        share = self._turned[source]
+        if not share or rng.random() >= share:  # a source that turns nothing draws nothing: seeds keep their bytes
+            return sample(self._size)
+        degrees = float(rng.uniform(0, 360))
+        return turn(sample(room(self._size, degrees)), degrees, self._size)
 
 
 class _Samples(torch.utils.data.Dataset[Tensor | StreamdeblurError]):

@@ -28,17 +28,19 @@ def _check(condition: bool, text: str) -> None:
 class Source:
     """Where training crops come from: aligned pairs, or sharp material that is blurred on the fly.
 
-    share: how much of the batch, relative to the other sources. options: keywords of the source
-    (``streamdeblur.training.synthesis.sources``).
+    share: how much of the batch, relative to the other sources. turned: share of its crops that are cut at any angle,
+    from pictures half as large again. options: keywords of the source (``streamdeblur.training.synthesis.sources``).
     """
 
     kind: SourceKind
     path: str
     share: float = 1.0
+    turned: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self.share > 0, f"share {self.share:g} of {self.path} is not above 0")
+        _check(0 <= self.turned <= 1, f"turned {self.turned:g} of {self.path} is not in 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from streamdeblur.errors import InputError, StreamdeblurError, UsageError
-from streamdeblur.training.batches import ShardBatches, augment
-from streamdeblur.training.feeds import SampledBatches
+from streamdeblur.training.batches import ShardBatches, augment, generator
+from streamdeblur.training.feeds import Mixture, SampledBatches
 from streamdeblur.training.recipe import Data, Source
 from streamdeblur.training.shards import ShardWriter
+from streamdeblur.training.synthesis.sources import open_source
 from tests.training import pair, write_pairs, write_shards
 
 TINY = 1e-9  # GB: one shard a group
@@ -327,14 +328,52 @@ def test_sources_leave_room_for_zoom(tmp_path: Path) -> None:
     feed.close()
 
 
-def test_an_epoch_of_pairs_sees_every_pair_once_in_another_order_each_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turned", [0.0, 1.0])
+def test_an_epoch_of_pairs_sees_every_pair_once_in_another_order_each_time(tmp_path: Path, turned: float) -> None:
     for side in ("blur", "sharp"):
         (tmp_path / side).mkdir()
         for value in range(0, 70, 10):  # the picture says which pair it is of
-            assert cv2.imwrite(str(tmp_path / side / f"{value:02d}.png"), np.full((24, 24, 3), value, np.uint8))
-    source = Source(kind="pairs", path=str(tmp_path), options={"identity": 0.0, "uniform": True})
+            assert cv2.imwrite(str(tmp_path / side / f"{value:02d}.png"), np.full((36, 36, 3), value, np.uint8))
+    source = Source(kind="pairs", path=str(tmp_path), turned=turned, options={"identity": 0.0, "uniform": True})
     feed = SampledBatches(Data(sources=(source,), crop=16, batch=1, workers=0), seed=1).start(0)
     seen = [int(next(feed)[0, 1, 0, 0, 0]) for _ in range(21)]
     epochs = [seen[:7], seen[7:14], seen[14:]]
     assert all(sorted(e) == list(range(0, 70, 10)) for e in epochs)
     assert len({tuple(e) for e in epochs}) == 3
+
+
+def test_sources_that_turn_nothing_give_what_they_gave(tmp_path: Path) -> None:
+    folder = str(write_pairs(tmp_path))
+    sources = tuple(Source(kind="pairs", path=folder, options={"only": only}) for only in ("*", "*"))
+    inner = open_source("pairs", folder)
+    for index in range(5):
+        rng = generator(3, 3, index)
+        rng.random()  # which source
+        for found, wanted in zip(Mixture(sources, 16, 3).sample(index)[1:], inner.sample(rng, 16), strict=True):
+            assert np.array_equal(found, wanted)
+
+
+def test_a_share_of_the_crops_is_turned_and_a_seed_decides_which(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(20, 200, 2, dtype=np.uint8)[None, :, None], (90, 90, 3))
+    for side in ("blur", "sharp"):
+        (tmp_path / side).mkdir()
+        for name in "ab":
+            assert cv2.imwrite(str(tmp_path / side / f"{name}.png"), ramp)
+    sources = tuple(
+        Source(kind="pairs", path=str(tmp_path), turned=turned, options={"only": only, "identity": 0.0})
+        for only, turned in (("a", 0.5), ("b", 0.0))
+    )
+    mixture = Mixture(sources, 24, 1)
+    upright = {"pairs/a": 0, "pairs/b": 0}
+    count = dict(upright)
+    for index in range(200):
+        name, blur, sharp = mixture.sample(index)
+        assert blur.shape == sharp.shape == (24, 24, 3)
+        assert np.array_equal(blur, sharp)
+        name = "pairs/" + name[-1]
+        count[name] += 1
+        upright[name] += bool((np.diff(sharp[..., 0].astype(int), axis=1) == 2).all())
+        again = Mixture(sources, 24, 1).sample(index)
+        assert np.array_equal(again[2], sharp)
+    assert upright["pairs/b"] == count["pairs/b"] > 70
+    assert 0.35 < upright["pairs/a"] / count["pairs/a"] < 0.65
