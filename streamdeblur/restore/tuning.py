@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from streamdeblur.errors import DeviceError
-from streamdeblur.restore.engines import cache
+from streamdeblur.restore.engines import cache, kernels
 from streamdeblur.restore.engines.protocol import Engine, facts
 from streamdeblur.restore.memory import FAST_OVERLAP, OVERHEAD, Tiling, frame_bytes
 from streamdeblur.restore.tiles import GRID, round_up
@@ -92,11 +92,14 @@ def identity(engine: Engine) -> dict[str, Any]:
         "threads": torch.get_num_threads() if engine.device.type == "cpu" else None,
         "at_once": known.at_once,
         "streamdeblur": __version__,
-        "library": _version(_LIBRARIES.get(known.name)),
+        "library": _version(known.name),
     }
 
 
-def _version(library: str | None) -> str | None:
+def _version(engine: str) -> str | None:
+    if engine == "winograd":
+        return kernels.version()
+    library = _LIBRARIES.get(engine)
     try:
         return None if library is None else importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
