@@ -98,7 +98,7 @@ def identity(engine: Engine) -> dict[str, Any]:
 
 def _version(engine: str) -> str | None:
     if engine == "winograd":
-        return kernels.version()
+        return kernels.loaded_version()
     library = _LIBRARIES.get(engine)
     try:
         return None if library is None else importlib.metadata.version(library)

@@ -19,7 +19,7 @@ from streamdeblur.training.codec import Picture
 from streamdeblur.training.pairs import find_pairs, read_pair
 from streamdeblur.training.recipe import Data, Recipe, Source, ValidationSet
 from streamdeblur.training.shards import SUFFIX, Shard
-from streamdeblur.training.synthesis.sources import Crop, CropSource, PairsSource, open_source
+from streamdeblur.training.synthesis.sources import Crop, CropSource, PairsSource, TooSmall, open_source
 from streamdeblur.training.synthesis.turn import room, turn
 from streamdeblur.training.validation import Pairs
 
@@ -60,7 +60,12 @@ class Mixture:
         if not share or rng.random() >= share:  # a source that turns nothing draws nothing: seeds keep their bytes
             return sample(self._size)
         degrees = float(rng.uniform(0, 360))
-        return turn(sample(room(self._size, degrees)), degrees, self._size)
+        try:
+            window = sample(room(self._size, degrees))
+        except TooSmall as e:
+            most = room(self._size, 45)
+            raise TooSmall(e.what, f"{e.hint}: turned ones of {self._size} are cut from up to {most}") from None
+        return turn(window, degrees, self._size)
 
 
 class _Samples(torch.utils.data.Dataset[Tensor | StreamdeblurError]):

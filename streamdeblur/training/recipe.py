@@ -29,7 +29,8 @@ class Source:
     """Where training crops come from: aligned pairs, or sharp material that is blurred on the fly.
 
     share: how much of the batch, relative to the other sources. turned: share of its crops that are cut at any angle,
-    from pictures half as large again. options: keywords of the source (``streamdeblur.training.synthesis.sources``).
+    from windows of up to 1.42 times their side and 9 px. options: keywords of the source
+    (``streamdeblur.training.synthesis.sources``).
     """
 
     kind: SourceKind
@@ -268,10 +269,12 @@ class Recipe:
         """
         v = json.loads(text)
         data = v["data"]
-        parts = (("", cls), ("data", Data), ("loss", Loss), ("optimizer", Optimizer), ("schedule", Schedule))
-        for name, kind in (*parts, ("validation", Validation), ("state", StateOptions)):
+        parts = [("", cls, v), *((n, k, v[n]) for n, k in _PARTS.items())]
+        parts += [("data.sources", Source, s) for s in data["sources"]]
+        parts += [("validation.sets", ValidationSet, s) for s in v["validation"]["sets"]]
+        for name, kind, values in parts:
             known = {f.name for f in dataclasses.fields(kind)}
-            if unknown := sorted((v[name] if name else v).keys() - known):
+            if unknown := sorted(values.keys() - known):
                 raise UsageError(
                     f"this version does not know {name + '.' if name else ''}{unknown[0]} of a recipe",
                     "go on with the version that wrote it",
@@ -320,3 +323,14 @@ class Preparation:
         _check(0 <= self.quality <= 100, f"quality {self.quality} is not in 0..100 (0 is PNG)")
         _check(self.part_mib > 0, f"part_mib {self.part_mib:g} is not above 0")
         _check(self.workers >= 0, f"workers {self.workers} is not at least 0")
+
+
+#: Parts of a recipe by the names of their fields.
+_PARTS = {
+    "data": Data,
+    "loss": Loss,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "validation": Validation,
+    "state": StateOptions,
+}

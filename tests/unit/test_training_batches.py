@@ -377,3 +377,13 @@ def test_a_share_of_the_crops_is_turned_and_a_seed_decides_which(tmp_path: Path)
         assert np.array_equal(again[2], sharp)
     assert upright["pairs/b"] == count["pairs/b"] > 70
     assert 0.35 < upright["pairs/a"] / count["pairs/a"] < 0.65
+
+
+def test_pictures_too_small_to_be_turned_are_said_with_what_is_needed(tmp_path: Path) -> None:
+    for side in ("blur", "sharp"):
+        (tmp_path / side).mkdir()
+        assert cv2.imwrite(str(tmp_path / side / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    mixture = Mixture((Source(kind="pairs", path=str(tmp_path), turned=1.0),), 60, 1)
+    said = r"a is 64x64, smaller than a crop of \d+; take smaller crops: turned ones of 60 are cut from up to 93"
+    with pytest.raises(InputError, match=said):
+        [mixture.sample(index) for index in range(9)]

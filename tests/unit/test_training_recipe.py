@@ -62,10 +62,15 @@ def test_json_there_and_back() -> None:
         state=StateOptions(dtype="bf16", part_mib=16, moments=False),
         steps=9,
     )
-    later = json.loads(recipe.to_json())
-    later["optimizer"]["of_tomorrow"] = 1
-    with pytest.raises(UsageError, match=r"know optimizer.of_tomorrow of a recipe; go on with the version that wrote"):
-        Recipe.from_json(json.dumps(later))
+    for name, where in {
+        "optimizer": lambda v: v["optimizer"],
+        "data.sources": lambda v: v["data"]["sources"][1],
+        "validation.sets": lambda v: v["validation"]["sets"][0],
+    }.items():
+        later = json.loads(recipe.to_json())
+        where(later)["of_tomorrow"] = 1
+        with pytest.raises(UsageError, match=rf"know {name}.of_tomorrow of a recipe; go on with the version that"):
+            Recipe.from_json(json.dumps(later))
     again = Recipe.from_json(recipe.to_json())
     assert again == recipe
     assert isinstance(again.data.sources[1], Source)

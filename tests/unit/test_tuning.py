@@ -150,10 +150,10 @@ def test_a_plan_is_kept_for_engines_alike_and_no_others(monkeypatch: pytest.Monk
 def test_a_plan_of_winograd_is_of_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
     engine.name = "winograd"
-    monkeypatch.setattr(tuning.kernels, "version", lambda: "first")
+    monkeypatch.setattr(tuning.kernels, "loaded_version", lambda: "first")
     keep_plan(engine, plan())
     assert known_plan(engine) == plan()
-    monkeypatch.setattr(tuning.kernels, "version", lambda: "second")
+    monkeypatch.setattr(tuning.kernels, "loaded_version", lambda: "second")
     assert known_plan(engine) is None
 
 

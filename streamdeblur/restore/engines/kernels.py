@@ -30,6 +30,7 @@ _PATIENCE = 60.0
 _INSTEAD = "set CXX to another, or do without --engine winograd"
 
 _lock = threading.Lock()
+_loaded_version: str | None = None
 
 
 def find_compiler() -> str | None:
@@ -47,6 +48,11 @@ def version() -> str:
     Raises DeviceError where there is no compiler.
     """
     return cache.key(_source().read_bytes(), _compiler_version(_required()), *_FLAGS)
+
+
+def loaded_version() -> str | None:
+    """``version`` as it was when this process asked for kernels first; None where it never did."""
+    return _loaded_version
 
 
 def library() -> ctypes.CDLL:
@@ -67,9 +73,11 @@ class _TooLong(DeviceError):
 
 @once
 def _library() -> ctypes.CDLL | DeviceError:
+    global _loaded_version
     try:
         compiler = _required()
-        digest = cache.key(version(), cache.cpu_name(), *map(str, _openmp()))
+        _loaded_version = version()
+        digest = cache.key(_loaded_version, cache.cpu_name(), *map(str, _openmp()))
         kept = cache.cache_folder() / "kernels" / f"{digest}.so"
         if cache.intact(kept):
             with suppress(DeviceError):  # in a folder from which nothing may be run, say

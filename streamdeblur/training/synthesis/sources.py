@@ -58,6 +58,10 @@ class CropSource(Protocol):
         ...
 
 
+class TooSmall(InputError):
+    """A picture that holds no crop of the size asked for."""
+
+
 class _Synthesizer(ABC):
     """What the synthesizing sources share.
 
@@ -151,7 +155,7 @@ def _corner(rng: np.random.Generator, shape: tuple[int, ...], size: int, name: s
     """(left, top) of a random crop at least ``margin`` from the sides, or as far as there is room for."""
     height, width = shape[:2]
     if height < size or width < size:
-        raise InputError(f"{name} is {width}x{height}, smaller than a crop of {size}", "take smaller crops")
+        raise TooSmall(f"{name} is {width}x{height}, smaller than a crop of {size}", "take smaller crops")
     mx, my = min(margin, (width - size) // 2), min(margin, (height - size) // 2)
     return int(rng.integers(mx, width - size - mx + 1)), int(rng.integers(my, height - size - my + 1))
 
