@@ -34,6 +34,7 @@ class Mixture:
         self.sources: list[CropSource] = [open_source(s.kind, s.path, **s.options) for s in sources]
         self._edges = list(itertools.accumulate(s.share for s in sources))
         self._turned = [s.turned for s in sources]
+        self._enlarged = [s.enlarged for s in sources]
         self._size, self._seed = size, seed
 
     @property
@@ -56,16 +57,18 @@ class Mixture:
         return source.name, *self._crop(chosen, rng, lambda size: source.sample(rng, size))
 
     def _crop(self, source: int, rng: np.random.Generator, sample: Callable[[int], Crop]) -> Crop:
-        share = self._turned[source]
-        if not share or rng.random() >= share:  # a source that turns nothing draws nothing: seeds keep their bytes
+        # A source that changes nothing draws nothing: seeds keep their bytes.
+        share, most = self._turned[source], self._enlarged[source]
+        degrees = float(rng.uniform(0, 360)) if share and rng.random() < share else 0.0
+        factor = float(rng.uniform(1, most)) if most > 1 else 1.0
+        if degrees == 0 and factor == 1:
             return sample(self._size)
-        degrees = float(rng.uniform(0, 360))
         try:
-            window = sample(room(self._size, degrees))
+            window = sample(room(self._size, degrees, factor))
         except TooSmall as e:
-            most = room(self._size, 45)
-            raise TooSmall(e.what, f"{e.hint}: turned ones of {self._size} are cut from up to {most}") from None
-        return turn(window, degrees, self._size)
+            widest = room(self._size, 45 if share else 0)
+            raise TooSmall(e.what, f"{e.hint}: those of {self._size} are cut from up to {widest}") from None
+        return turn(window, degrees, self._size, factor)
 
 
 class _Samples(torch.utils.data.Dataset[Tensor | StreamdeblurError]):

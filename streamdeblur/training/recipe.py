@@ -29,7 +29,8 @@ class Source:
     """Where training crops come from: aligned pairs, or sharp material that is blurred on the fly.
 
     share: how much of the batch, relative to the other sources. turned: share of its crops that are cut at any angle,
-    from windows of up to 1.42 times their side and 9 px. options: keywords of the source
+    from windows of up to 1.42 times their side and 9 px. enlarged: its crops are made larger, and so softer, by a
+    factor from 1 to that, blur and all. options: keywords of the source
     (``streamdeblur.training.synthesis.sources``).
     """
 
@@ -37,11 +38,13 @@ class Source:
     path: str
     share: float = 1.0
     turned: float = 0.0
+    enlarged: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self.share > 0, f"share {self.share:g} of {self.path} is not above 0")
         _check(0 <= self.turned <= 1, f"turned {self.turned:g} of {self.path} is not in 0..1")
+        _check(1 <= self.enlarged <= 8, f"enlarged {self.enlarged:g} of {self.path} is not in 1..8")
 
 
 @dataclass(frozen=True, kw_only=True)

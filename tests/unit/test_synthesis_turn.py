@@ -13,9 +13,9 @@ from streamdeblur.training.synthesis.turn import room, turn
 SIZE = 40
 
 
-def waves(side: int, degrees: float, shift: int = 0) -> npt.NDArray[np.uint8]:
-    """A smooth picture, already turned by so much about its middle."""
-    y, x = np.mgrid[:side, :side] - (side - 1) / 2
+def waves(side: int, degrees: float, shift: int = 0, factor: float = 1.0) -> npt.NDArray[np.uint8]:
+    """A smooth picture, already turned by so much about its middle, and larger."""
+    y, x = (np.mgrid[:side, :side] - (side - 1) / 2) / factor
     angle = math.radians(degrees)
     across = x * math.cos(angle) - y * math.sin(angle)
     down = x * math.sin(angle) + y * math.cos(angle)
@@ -23,23 +23,24 @@ def waves(side: int, degrees: float, shift: int = 0) -> npt.NDArray[np.uint8]:
     return np.rint(np.stack(levels, axis=-1)).astype(np.uint8)
 
 
+@pytest.mark.parametrize("factor", [1.0, 1.3, 2.0])
 @pytest.mark.parametrize("degrees", [0.0, 17.0, 45.0, 90.0, 133.3, 200.0, 359.9])
-def test_both_sides_are_turned_about_the_middle(degrees: float) -> None:
-    side = room(SIZE, degrees)
+def test_both_sides_are_turned_about_the_middle_and_larger(degrees: float, factor: float) -> None:
+    side = room(SIZE, degrees, factor)
     for extra in (0, 1, 17):  # an even and an odd room, and more of it
-        found = turn((waves(side + extra, 0), waves(side + extra, 0, shift=25)), degrees, SIZE)
+        found = turn((waves(side + extra, 0), waves(side + extra, 0, shift=25)), degrees, SIZE, factor)
         for picture, shift in zip(found, (0, 25), strict=True):
             assert picture.shape == (SIZE, SIZE, 3)
             assert picture.dtype == np.uint8
-            wanted = waves(SIZE, degrees, shift)
+            wanted = waves(SIZE, degrees, shift, factor)
             assert np.abs(picture.astype(int) - wanted).max() <= 2
 
 
 @pytest.mark.parametrize("degrees", range(0, 360, 15))
 def test_nothing_comes_from_outside_of_the_picture(degrees: int) -> None:
-    for size in (16, 41):
-        picture = np.full((room(size, degrees),) * 2 + (3,), 255, np.uint8)
-        for side in turn((picture, picture), degrees, size):
+    for size, factor in ((16, 1.0), (41, 1.0), (41, 1.37), (64, 3.0)):
+        picture = np.full((room(size, degrees, factor),) * 2 + (3,), 255, np.uint8)
+        for side in turn((picture, picture), degrees, size, factor):
             assert (side == 255).all()
 
 

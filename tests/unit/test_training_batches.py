@@ -384,6 +384,22 @@ def test_pictures_too_small_to_be_turned_are_said_with_what_is_needed(tmp_path: 
         (tmp_path / side).mkdir()
         assert cv2.imwrite(str(tmp_path / side / "a.png"), np.zeros((64, 64, 3), np.uint8))
     mixture = Mixture((Source(kind="pairs", path=str(tmp_path), turned=1.0),), 60, 1)
-    said = r"a is 64x64, smaller than a crop of \d+; take smaller crops: turned ones of 60 are cut from up to 93"
+    said = r"a is 64x64, smaller than a crop of \d+; take smaller crops: those of 60 are cut from up to 93"
     with pytest.raises(InputError, match=said):
         [mixture.sample(index) for index in range(9)]
+
+
+def test_crops_are_made_larger_by_up_to_the_factor(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(20, 200, 2, dtype=np.uint8)[None, :, None], (90, 90, 3))
+    for side in ("blur", "sharp"):
+        (tmp_path / side).mkdir()
+        assert cv2.imwrite(str(tmp_path / side / "a.png"), ramp)
+    mixture = Mixture((Source(kind="pairs", path=str(tmp_path), enlarged=2.0, options={"identity": 0.0}),), 24, 1)
+    slopes = []
+    for index in range(100):
+        _, blur, sharp = mixture.sample(index)
+        assert sharp.shape == (24, 24, 3)
+        assert np.array_equal(blur, sharp)
+        slopes.append((int(sharp[0, 23, 0]) - int(sharp[0, 0, 0])) / 23)
+    assert 0.95 < min(slopes) < 1.1  # of whole levels
+    assert 1.85 < max(slopes) <= 2.05

@@ -97,6 +97,7 @@ def test_json_there_and_back() -> None:
         (lambda: Data(shards=("a",), workers=-1), "workers -1"),
         (lambda: Source(kind="pairs", path="p", share=0), "share 0 of p"),
         (lambda: Source(kind="pairs", path="p", turned=1.5), "turned 1.5 of p is not in 0..1"),
+        (lambda: Source(kind="pairs", path="p", enlarged=0.5), "enlarged 0.5 of p is not in 1..8"),
         (lambda: Loss(msfr_weight=-0.1), "msfr_weight -0.1"),
         (lambda: Schedule(kind="step"), "needs every"),
         (lambda: Schedule(warmup=-1), "warmup -1"),
