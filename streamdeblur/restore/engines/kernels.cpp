@@ -568,8 +568,9 @@ struct Convolution {
             write(half, to, row, channels, offset, false, false, 4, 4);
     }
 
-    // To lines of `high` by `wide` pixels. Always inlined, for constants are what most tiles call it with, and of members,
-    // which vectors may alias, compilers read each again after each store.
+    // To lines of `high` by `wide` pixels. Always inlined, for most tiles call it with constants (the copies round alike: all
+    // factors are powers of two), and with values in place of members, which compilers read again after each store, as
+    // vectors may alias them.
     static inline __attribute__((always_inline)) void write(const Vector* half, Value* to, ptrdiff_t row, ptrdiff_t channels, Vector offset, bool add, bool relu, int high, int wide) {
         for (int i = 0; i < high; ++i, to += row) {
             Vector line[4];
