@@ -11,7 +11,7 @@ import pytest
 
 from streamdeblur.errors import UsageError
 from streamdeblur.training.synthesis import flow, shake
-from streamdeblur.training.synthesis.average import average, draw_count
+from streamdeblur.training.synthesis.average import average, draw_count, draw_steps
 from streamdeblur.training.synthesis.degrade import (
     CLEAN,
     Damage,
@@ -236,6 +236,33 @@ def test_a_steady_pan_is_the_mean_of_shifted_pictures() -> None:
     assert np.abs(blurred - expected / 401).max() < 0.02
 
 
+def test_a_stepped_exposure_shows_so_many_pictures() -> None:
+    point = np.zeros((40, 160, 3), np.float32)
+    point[20, 80] = 1
+    path = steady(160, 40, shift=(63, 0))
+    box = (30, 10, 100, 20)
+    stepped, sharp = shake.expose(point, (0, 0), box, path, steps=9)
+    assert np.array_equal(sharp, point[10:30, 30:130])
+    row = stepped[10, :, 0]
+    assert np.flatnonzero(row > 0.05).tolist() == [50 + 7 * k for k in range(-4, 5)]  # nine parts of 63 px
+    assert row.sum() == pytest.approx(1, abs=1e-5)
+    smooth = shake.expose(point, (0, 0), box, path)[0][10, :, 0]
+    assert (smooth[20:80] > 0.005).all()
+    short = steady(160, 40, shift=(6, 0))  # a pixel or so a moment anyway
+    assert np.array_equal(
+        shake.expose(point, (0, 0), box, short, steps=9)[0], shake.expose(point, (0, 0), box, short)[0]
+    )
+
+
+def test_stepped_exposures_have_7_to_13_frames_and_cost_no_draw_where_there_are_none() -> None:
+    generator, untouched = rng(4), rng(4)
+    assert draw_steps(generator, 0) is None
+    assert generator.bit_generator.state == untouched.bit_generator.state
+    drawn = [draw_steps(generator, 0.5) for _ in range(400)]
+    assert {n for n in drawn if n is not None} == {7, 9, 11, 13}
+    assert 150 < drawn.count(None) < 250
+
+
 @pytest.mark.parametrize(
     "motion",
     [{"shift": (14, 0)}, {"shift": (-6, 10)}, {"turn": 0.12}, {"zoom": 0.08}],
@@ -361,6 +388,11 @@ def test_moments_are_symmetric_about_the_middle() -> None:
     assert np.allclose(times, -times[::-1])
     assert np.allclose(np.diff(times), 1.5 / len(times))  # equal parts, that fill the shutter
     assert np.diff(times).max() * 20 < 1.6
+    few = flow.moments(1.5, 20, 9)
+    assert len(few) == 9
+    assert np.allclose(few, -few[::-1])
+    assert np.allclose(np.diff(few), 1.5 / 9)
+    assert np.array_equal(flow.moments(0.5, 10, 9), flow.moments(0.5, 10))  # five would do
 
 
 def test_exposure_of_steady_footage_is_aligned_and_blurred() -> None:

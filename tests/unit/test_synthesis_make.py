@@ -89,3 +89,27 @@ def test_a_link_to_a_set_stays_one(tmp_path: Path) -> None:
     plain(source, tmp_path / "link", 3, overwrite=True)
     assert (tmp_path / "link").is_symlink()
     assert len(list((tmp_path / "real" / "sharp").iterdir())) == 3
+
+
+@pytest.mark.parametrize("method", ["flow", "shake"])
+def test_unsteady_and_stepped_pairs_say_so(tmp_path: Path, method: str) -> None:
+    noise = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(160, 220)), (0, 0), 1.5)
+    photo = np.clip(127 + 55 * noise / noise.std(), 0, 255).astype(np.uint8)
+    (tmp_path / "in").mkdir()
+    for k in range(4):
+        assert cv2.imwrite(str(tmp_path / "in" / f"{k}.png"), np.roll(photo, 14 * k, axis=1))
+
+    def drawn(name: str, **options: object) -> list[dict[str, object]]:
+        calm = {"count": 4, "size": 64, "length": "30", "foreground": False, "highlights": False, "noise": False}
+        synthesize(tmp_path / "in", tmp_path / name, method=method, **calm, **options)  # type: ignore[arg-type]
+        pairs: list[dict[str, object]] = json.loads((tmp_path / name / "pairs.json").read_text())["pairs"]
+        return pairs
+
+    assert all("steps" not in p for p in drawn("usual"))
+    assert {p["steps"] for p in drawn("stepped", stepped=1)} <= {7, 9, 11, 13}
+    both = [sorted((tmp_path / name / "blur").iterdir()) for name in ("usual", "stepped")]
+    assert all(a.read_bytes() != b.read_bytes() for a, b in zip(*both, strict=True))
+    if method == "shake":
+        trembles = {p["tremble"] for p in drawn("wild", tremble="1.5-3")}
+        assert len(trembles) == 4
+        assert all(1.5 <= t <= 3 for t in trembles)  # type: ignore[operator]

@@ -19,7 +19,7 @@ from streamdeblur.training.synthesis.degrade import CLEAN, Degradation
 from streamdeblur.training.synthesis.footage import find_sequences, list_pictures
 from streamdeblur.training.synthesis.options import SynthesizeOptions
 from streamdeblur.training.synthesis.preview import sheet
-from streamdeblur.training.synthesis.shake import Trajectory
+from streamdeblur.training.synthesis.shake import SHAKIEST, Trajectory
 from streamdeblur.training.synthesis.sources import CropSource, Kind, PairsSource, open_source
 
 Picture = npt.NDArray[np.uint8]
@@ -228,6 +228,25 @@ def test_tremble_changes_the_motion_and_nothing_else(data: Path, foreground: flo
         assert np.array_equal(usual[1], steady[1])
 
 
+@pytest.mark.parametrize("kind", ["footage", "stills"])
+def test_stepped_changes_the_motion_and_nothing_else(tmp_path: Path, kind: Kind) -> None:
+    noise = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(160, 220)), (0, 0), 1.5)
+    photo = np.clip(127 + 55 * noise / noise.std(), 0, 255).astype(np.uint8)
+    for k in range(4):
+        assert cv2.imwrite(str(tmp_path / f"{k}.png"), np.roll(photo, 14 * k, axis=1))
+
+    def crop(**more: object) -> tuple[Picture, Picture]:
+        calm = {"identity": 0, "highlights": 0, "extent": (30, 30), "degradation": CLEAN}
+        calm |= {"foreground": 0, "lights": 0, "scale": (1, 1)} if kind == "stills" else {"shutter": (2, 2)}
+        source = open_source(kind, tmp_path, **(calm | more))
+        return source.sample(np.random.default_rng(3), 48)
+
+    usual, none, stepped = crop(), crop(stepped=0), crop(stepped=1)
+    assert np.array_equal(usual[0], none[0])
+    assert np.array_equal(usual[1], stepped[1])
+    assert not np.array_equal(usual[0], stepped[0])
+
+
 def test_what_moves_in_front_is_as_steady_as_the_camera() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (200, 220, 3), dtype=np.uint8)
 
@@ -260,7 +279,9 @@ def test_photographs_smaller_than_a_crop_are_refused(data: Path) -> None:
         ("stills", {"identity": "much"}, "identity 'much' is no share"),
         ("stills", {"cache_mb": "1"}, "cache_mb '1' is no size"),
         ("stills", {"extent": "4-48"}, "extent '4-48' is no range"),
-        ("stills", {"tremble": [0, 2]}, r"tremble \[0, 2\] is no range"),
+        ("stills", {"tremble": [0, 4]}, r"tremble \[0, 4\] is no range"),
+        ("stills", {"stepped": 2}, "stepped 2 is no share"),
+        ("footage", {"stepped": "half"}, "stepped 'half' is no share"),
         ("stills", {"lights": None}, "lights None is no share"),
         ("stills", {"responses": "srgb"}, "responses 'srgb' are no shares"),
         ("stills", {"degradation": {"fog": 1}}, "degradation 'fog' is unknown; use noise, demosaic, jpeg, h264"),
@@ -306,7 +327,15 @@ def test_the_cache_stays_within_its_bound_and_forgets_the_oldest() -> None:
 
 def test_options_refuse_what_is_no_range() -> None:
     assert SynthesizeOptions(frames="5", length="0-12.5").frames == "5"
-    for bad in ({"frames": "9-7"}, {"frames": "0-3"}, {"frames": "2.5-4"}, {"frames": "many"}, {"length": "4-900"}):
+    assert SynthesizeOptions(tremble=f"0-{SHAKIEST}")  # what it says itself, as it must not import OpenCV
+    for bad in (
+        {"frames": "9-7"},
+        {"frames": "0-3"},
+        {"frames": "2.5-4"},
+        {"frames": "many"},
+        {"length": "4-900"},
+        {"tremble": "0-4"},
+    ):
         with pytest.raises(ValueError, match="MIN-MAX"):
             SynthesizeOptions(**bad)  # type: ignore[arg-type]
 

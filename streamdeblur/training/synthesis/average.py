@@ -9,6 +9,8 @@ import numpy as np
 from streamdeblur.errors import UsageError
 from streamdeblur.training.synthesis.response import Floats, Picture, Response, to_coded, to_linear
 
+_STEPPED = (7, 13)
+
 
 def draw_count(rng: np.random.Generator, low: int, high: int) -> int:
     """A number of frames M in [low, high]: odd, so that there is a middle one, unless the range holds no odd number.
@@ -19,6 +21,14 @@ def draw_count(rng: np.random.Generator, low: int, high: int) -> int:
         raise UsageError(f"frames {low}-{high} is no range", "give MIN-MAX with 1 <= MIN <= MAX, for example 7-15")
     odd = range(low | 1, high + 1, 2)
     return int(odd[rng.integers(len(odd))]) if len(odd) else low
+
+
+def draw_steps(rng: np.random.Generator, share: float) -> int | None:
+    """M of a stepped exposure, or None; ``share`` is how probable one is, and where it is 0 nothing is drawn.
+
+    M is odd, from 7 to 13: of as many frames GoPro's pairs are means (Nah et al., CVPR 2017, Sec. 2.2).
+    """
+    return draw_count(rng, *_STEPPED) if share and rng.random() < share else None
 
 
 def average_linear(frames: Sequence[Picture], response: Response) -> Floats:

@@ -151,12 +151,15 @@ def unexplained(a: Picture, b: Picture) -> float:
     return float(np.abs(moved - here).mean())
 
 
-def moments(shutter: float, motion: float) -> npt.NDArray[np.float64]:
+def moments(shutter: float, motion: float, most: int | None = None) -> npt.NDArray[np.float64]:
     """Moments of an exposure, in frame intervals from its middle: those of equal parts of ``shutter``, odd in number.
 
-    motion: pixels per frame interval, of what moves fastest; neighbouring moments lie about 1.5 pixels apart.
+    motion: pixels per frame interval, of what moves fastest; neighbouring moments lie about 1.5 pixels apart, or
+    farther where that would be more than ``most`` (odd) of them.
     """
     count = min(max(math.ceil(motion * shutter / _STEP), 4), _MOST) | 1
+    if most is not None:
+        count = min(count, most)
     return shutter * ((np.arange(count) + 0.5) / count - 0.5)
 
 

@@ -29,7 +29,7 @@ from streamdeblur.config import parse
 from streamdeblur.errors import DiskFull, InputError, OutputError, UnreadableInput, UsageError
 from streamdeblur.training.pictures import read_picture
 from streamdeblur.training.synthesis import flow
-from streamdeblur.training.synthesis.average import average_linear, draw_count
+from streamdeblur.training.synthesis.average import average_linear, draw_count, draw_steps
 from streamdeblur.training.synthesis.degrade import Damage, Degradation, degrade, draw_damage
 from streamdeblur.training.synthesis.footage import VIDEOS, is_picture, list_pictures
 from streamdeblur.training.synthesis.options import SynthesizeOptions, span
@@ -204,6 +204,7 @@ class _Job:
             h264=0.1 if options.compression else 0.0,
         )
         self._length = span(options.length)
+        self._tremble = span(options.tremble)
         self.read = 0
         self.skipped = 0
 
@@ -277,11 +278,24 @@ class _Job:
         other = photos[int(rng.integers(len(photos)))]
         gain = gain if self._options.highlights and bright < 0.4 else 1.0
         foreground = read_picture(other) if self._options.foreground and front < 0.35 else None
+        calm, wild = self._tremble
+        # one value draws nothing: seeds keep their bytes
+        tremble = float(rng.uniform(calm, wild)) if calm < wild else calm
+        steps = draw_steps(rng, self._options.stepped)
         blurred, sharp = expose_still(
-            photo, box, rng, extent=extent, response=response, gain=gain, foreground=foreground
+            photo,
+            box,
+            rng,
+            extent=extent,
+            response=response,
+            gain=gain,
+            foreground=foreground,
+            tremble=tremble,
+            steps=steps,
         )
         parameters: dict[str, Any] = {"file": path.name, "box": list(box), "response": response}
         parameters |= {"length": round(extent, 2), "gain": round(gain, 3)}
+        parameters |= {"tremble": round(tremble, 3)} | _stepped(steps)
         if foreground is not None:
             parameters["foreground"] = other.name
         return self._end(blurred, sharp, rng, parameters, untouched)
@@ -432,12 +446,13 @@ class _Job:
         bright = rng.random()
         gain = math.exp(rng.uniform(0, math.log(8)))
         gain = gain if self._options.highlights and bright < 0.3 else 1.0
-        linear = expose_footage(trio, flows, box, shutter, response, gain)
+        steps = draw_steps(rng, self._options.stepped)
+        linear = expose_footage(trio, flows, box, shutter, response, gain, steps=steps)
         sharp = middle[top : top + height, left : left + width].copy()
         if gain > 1:
             sharp = to_coded(lift_highlights(to_linear(sharp, response), gain), response)
         parameters = {"frame": center, "box": list(box), "response": response, "shutter": round(shutter, 4)}
-        parameters |= {"length": round(speed * shutter, 2), "gain": round(gain, 3)}
+        parameters |= {"length": round(speed * shutter, 2), "gain": round(gain, 3)} | _stepped(steps)
         return self._end(linear, sharp, rng, parameters, untouched)
 
     # -- where --------------------------------------------------------------------------------------------------------
@@ -471,6 +486,10 @@ class _Job:
             if score >= 1:
                 break
         return best[1], best[2], size, size
+
+
+def _stepped(steps: int | None) -> dict[str, Any]:
+    return {} if steps is None else {"steps": steps}
 
 
 def _told(damage: Damage) -> dict[str, Any]:

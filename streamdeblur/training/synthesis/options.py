@@ -23,6 +23,12 @@ class SynthesizeOptions(StrictModel):
     size: int | None = Field(None, ge=32, le=8192, description="Side of square crops. Default: nearly whole frames.")
     frames: str = Field("7-15", description="average: MIN-MAX frames in one exposure.")
     length: str = Field("4-48", description="flow and shake: MIN-MAX pixels of blur where it is longest.")
+    tremble: str = Field(
+        "1", description="shake: MIN-MAX of how unsteady the camera is: 0 constant speed, 1 a hand, 3 loops."
+    )
+    stepped: float = Field(
+        0.0, ge=0, le=1, description="flow and shake: share of pairs that are means of 7 to 13 frames, in steps."
+    )
     response: Literal["random", "srgb", "gamma", "none"] = Field(
         "random", description="Camera response curve; none averages coded values."
     )
@@ -49,6 +55,13 @@ class SynthesizeOptions(StrictModel):
     def _length(cls, value: str) -> str:
         if span(value)[1] > 400:
             raise ValueError("is longer than 400 pixels: give MIN-MAX, for example 4-48")
+        return value
+
+    @field_validator("tremble")
+    @classmethod
+    def _tremble(cls, value: str) -> str:
+        if span(value)[1] > 3:  # shake.SHAKIEST; not imported, as the command line needs no OpenCV for its help
+            raise ValueError("is more than 3: give MIN-MAX, for example 0-2")
         return value
 
 

@@ -41,11 +41,14 @@ def expose_footage(
     shutter: float,
     response: Response,
     gain: float,
+    *,
+    steps: int | None = None,
 ) -> Floats:
     """Blurred ``box`` of the middle of three frames, float32 in linear light.
 
     flows: half-size, from the middle to the frame before and back, then to the frame after and back. shutter: frame
-    intervals, at most 2. gain: of clipped highlights.
+    intervals, at most 2. gain: of clipped highlights. steps: an odd number; of so many moments at most it is the
+    mean, so that fast motion leaves steps.
     """
     height, width = frames[1].shape[:2]
     left, top, wide, high = box
@@ -60,7 +63,7 @@ def expose_footage(
     return flow.expose(
         flow.Between(middle, before, back, back_again),
         flow.Between(middle, after, forth, forth_again),
-        flow.moments(shutter, fastest),
+        flow.moments(shutter, fastest, steps),
         (left - x0, top - y0, wide, high),
     )
 
@@ -95,11 +98,13 @@ def expose_still(
     lights: int = 0,
     foreground: Picture | None = None,
     tremble: float = 1.0,
+    steps: int | None = None,
 ) -> tuple[Floats, Picture]:
     """(blurred in linear light, sharp uint8) of ``box``, a part of ``photo`` made smaller by ``scale``.
 
     extent: length of the blur in pixels; less where the box lies too near the picture's rim. foreground: a picture of
-    which a random blob moves in front by a trajectory of its own. tremble: of ``shake.draw_trajectory``.
+    which a random blob moves in front by a trajectory of its own. tremble: of ``shake.draw_trajectory``. steps: of
+    ``shake.expose``.
     """
     size = (int(photo.shape[1] * scale), int(photo.shape[0] * scale))
     path = shake.fit(shake.draw_trajectory(rng, size, box, extent, tremble=tremble), box, size)
@@ -111,7 +116,7 @@ def expose_still(
     layers = []
     if foreground is not None:
         layers.append(_draw_layer(rng, foreground, box, size, extent, response, gain, tremble))
-    blurred, sharp = shake.expose(still, (left, top), box, path, layers)
+    blurred, sharp = shake.expose(still, (left, top), box, path, layers, steps=steps)
     if lights or layers or gain > 1:
         return blurred, to_coded(sharp, response)
     x, y = box[0] - left, box[1] - top

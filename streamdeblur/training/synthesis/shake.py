@@ -23,6 +23,8 @@ from streamdeblur.training.synthesis.response import Floats
 Matrix = npt.NDArray[np.float64]
 Box = tuple[int, int, int, int]
 
+SHAKIEST = 3.0  # the largest ``tremble`` that options take
+
 _GRID = 129  # moments of a drawn trajectory; odd, so that the middle of the exposure is one of them
 _MIDDLE = _GRID // 2
 _STEP = 1.2  # pixels between two neighbouring moments of the exposure: less than what bilinear sampling spreads
@@ -182,15 +184,24 @@ class Layer:
 
 
 def expose(
-    still: Floats, origin: tuple[int, int], box: Box, path: Trajectory, layers: Sequence[Layer] = ()
+    still: Floats,
+    origin: tuple[int, int],
+    box: Box,
+    path: Trajectory,
+    layers: Sequence[Layer] = (),
+    *,
+    steps: int | None = None,
 ) -> tuple[Floats, Floats]:
     """(blurred, sharp) of ``box`` in linear light, not clipped, (height, width, 3) float32 each.
 
     still: (H, W, 3) float32 linear, the part of the picture from ``origin`` on; it must hold what ``reach`` says.
     layers: what lies over it, the nearest last; where they are at the middle of the exposure is where they are sharp.
+    steps: an odd number; no more moments than that, so that fast motion leaves steps, as in a mean of that many frames.
     """
     left, top, width, height = box
     count = max([path.count(box), *(layer.path.count(box) for layer in layers)])
+    if steps is not None:
+        count = min(count, steps)
     planes = [(_with_alpha(still), origin, path), *((layer.pixels, layer.origin, layer.path) for layer in layers)]
     shift = np.eye(3)
     shift[:2, 2] = left, top

@@ -23,7 +23,7 @@ from streamdeblur.errors import InputError, UsageError
 from streamdeblur.training.pairs import find_pairs, read_pair
 from streamdeblur.training.pictures import read_picture
 from streamdeblur.training.synthesis import flow
-from streamdeblur.training.synthesis.average import average_linear, draw_count
+from streamdeblur.training.synthesis.average import average_linear, draw_count, draw_steps
 from streamdeblur.training.synthesis.cache import ArrayCache
 from streamdeblur.training.synthesis.degrade import CLEAN, Degradation, degrade, draw_damage
 from streamdeblur.training.synthesis.footage import Sequence, find_sequences, list_pictures
@@ -38,6 +38,7 @@ from streamdeblur.training.synthesis.response import (
     to_coded,
     to_linear,
 )
+from streamdeblur.training.synthesis.shake import SHAKIEST
 
 Kind = Literal["pairs", "highspeed", "footage", "stills"]
 Crop = tuple[Picture, Picture]
@@ -299,9 +300,11 @@ class FootageSource(_Synthesizer):
         extent: tuple[float, float] = (4, 48),
         shutter: tuple[float, float] = (0.3, 2.0),
         highlights: float = 0.3,
+        stepped: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(path, **options)
+        self._stepped = _share("stepped", stepped)
         self._extent = _span("extent", extent, "give 0 <= MIN <= MAX pixels")
         self._shutter = _span("shutter", shutter, "give 0 < MIN <= MAX <= 2 frame intervals", 2)
         if self._shutter[0] == 0:
@@ -366,6 +369,7 @@ class FootageSource(_Synthesizer):
             shutter,
             response,
             gain,
+            steps=draw_steps(rng, self._stepped),
         )
         sharp = middle[window].copy()
         if gain > 1:
@@ -384,7 +388,8 @@ class StillsSource(_Synthesizer):
 
     extent: range of the blur's length in pixels. scale: range of the factor by which photographs are made smaller
     first, for other textures and sharper edges. foreground, highlights, lights: how probable each is. tremble: range
-    of how unsteady the camera is: 0 is constant speed, as in a short exposure, 1 a hand with jerks.
+    of how unsteady the camera is: 0 is constant speed, as in a short exposure, 1 a hand with jerks, 3 (the most) goes
+    round in hooks and loops. stepped: share of exposures that are means of 7 to 13 frames only, as GoPro's pairs are.
     """
 
     kind = "stills"
@@ -399,6 +404,7 @@ class StillsSource(_Synthesizer):
         highlights: float = 0.4,
         lights: float = 0.08,
         tremble: tuple[float, float] = (1.0, 1.0),
+        stepped: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(path, **options)
@@ -409,7 +415,8 @@ class StillsSource(_Synthesizer):
         self._foreground = _share("foreground", foreground)
         self._highlights = _share("highlights", highlights)
         self._lights = _share("lights", lights)
-        self._tremble = _span("tremble", tremble, "give 0 <= MIN <= MAX <= 1", 1)
+        self._tremble = _span("tremble", tremble, f"give 0 <= MIN <= MAX <= {SHAKIEST:g}", SHAKIEST)
+        self._stepped = _share("stepped", stepped)
         self._photos = list_pictures(self.path)
 
     def _pair(self, rng: np.random.Generator, size: int) -> Crop:
@@ -427,6 +434,7 @@ class StillsSource(_Synthesizer):
             lights=int(rng.integers(1, 12)) if rng.random() < self._lights else 0,
             foreground=self._photo(rng) if rng.random() < self._foreground else None,
             tremble=self._unsteady(rng),
+            steps=draw_steps(rng, self._stepped),
         )
         return degrade(linear, response, draw_damage(rng, self._degradation)), sharp
 
