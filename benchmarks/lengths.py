@@ -8,6 +8,7 @@ PSNR of the smeared picture, and what each model adds to it (in dB, mean of pict
 
 --shapes: of the motion, one or more: a line at constant speed, as of a camera that pans; slowing, a line that comes to
 rest; swing, a line with rests at both ends; arc, a quarter of a circle; hook, a line that goes on across at half speed.
+A length is the diagonal of the box around the motion as written here.
 
 --response: of the camera: none averages code values, as GoPro's test set; srgb and gamma average light, as cameras do.
 """
@@ -34,8 +35,8 @@ Way = npt.NDArray[np.float64]
 
 ANGLES = (17, 76, 137)  # degrees; none along the rows or columns of the pixels
 SHORTEST, LONGEST = 2, 64  # below, interpolation blurs as much as the motion
-MARGIN = 108  # pixels around what is compared, which know of the picture's edge: half the longest blur, and the small
-# network's view; larger networks see a little of the edge, repeated, at the rim
+MARGIN = 108  # pixels around what is compared, which know of the picture's edge: half the longest line, and the small
+# network's view; larger networks, and where a long motion ends far from its middle, see a little of the edge, repeated
 
 
 TIMES = np.linspace(0, 1, 65)
@@ -53,7 +54,7 @@ def smeared(linear: Floats, length: float, degrees: float, response: Response, s
     """The whole picture, blurred by a motion of a shape: (H, W, 3) uint8; its margins repeat the picture's edge."""
     high, wide = linear.shape[:2]
     x, y = (way - way[len(way) // 2] for way in SHAPES[shape])
-    size = length / max(np.ptp(x), np.ptp(y))
+    size = length / math.hypot(np.ptp(x), np.ptp(y))
     cos, sin = math.cos(math.radians(degrees)) * size, math.sin(math.radians(degrees)) * size
     moves = np.hstack([np.stack([x * cos - y * sin, x * sin + y * cos], axis=1), np.zeros((len(x), 4))])
     path = shake.Trajectory(moves, ((wide - 1) / 2, (high - 1) / 2))

@@ -92,24 +92,43 @@ def test_a_link_to_a_set_stays_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["flow", "shake"])
-def test_unsteady_and_stepped_pairs_say_so(tmp_path: Path, method: str) -> None:
+def test_pairs_are_rendered_as_the_options_say(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(160, 220)), (0, 0), 1.5)
     photo = np.clip(127 + 55 * noise / noise.std(), 0, 255).astype(np.uint8)
     (tmp_path / "in").mkdir()
     for k in range(4):
         assert cv2.imwrite(str(tmp_path / "in" / f"{k}.png"), np.roll(photo, 14 * k, axis=1))
+    name = "expose_still" if method == "shake" else "expose_footage"
+    render = getattr(make, name)
+    seen: list[tuple[int | None, float | None, object]] = []
 
-    def drawn(name: str, **options: object) -> list[dict[str, object]]:
-        calm = {"count": 4, "size": 64, "length": "30", "foreground": False, "highlights": False, "noise": False}
-        synthesize(tmp_path / "in", tmp_path / name, method=method, **calm, **options)  # type: ignore[arg-type]
-        pairs: list[dict[str, object]] = json.loads((tmp_path / name / "pairs.json").read_text())["pairs"]
+    def spy(*args: object, **kwargs: object) -> object:
+        state = next((a for a in args if isinstance(a, np.random.Generator)), np.random.default_rng(0))
+        seen.append((kwargs["steps"], kwargs.get("tremble"), state.bit_generator.state["state"]))  # type: ignore[arg-type]
+        return render(*args, **kwargs)
+
+    monkeypatch.setattr(make, name, spy)
+
+    def drawn(output: str, **options: object) -> list[dict[str, object]]:
+        seen.clear()
+        calm = {"count": 4, "size": 64, "length": 30, "foreground": False, "highlights": False, "noise": False}
+        synthesize(tmp_path / "in", tmp_path / output, method=method, **calm, **options)  # type: ignore[arg-type]
+        pairs: list[dict[str, object]] = json.loads((tmp_path / output / "pairs.json").read_text())["pairs"]
         return pairs
 
-    assert all("steps" not in p for p in drawn("usual"))
-    assert {p["steps"] for p in drawn("stepped", stepped=1)} <= {7, 9, 11, 13}
-    both = [sorted((tmp_path / name / "blur").iterdir()) for name in ("usual", "stepped")]
-    assert all(a.read_bytes() != b.read_bytes() for a, b in zip(*both, strict=True))
+    assert not any(p.keys() & {"steps_at_most", "tremble"} for p in drawn("usual"))
+    usual = list(seen)
+    assert {(steps, tremble) for steps, tremble, _ in usual} == {(None, 1.0 if method == "shake" else None)}
+    stepped = drawn("stepped", stepped=1)
+    # flow renders in the order of the frames, pairs.json is in that of the numbers
+    assert sorted(p["steps_at_most"] for p in stepped) == sorted(steps or 0 for steps, _, _ in seen)  # type: ignore[type-var]
+    assert {steps for steps, _, _ in seen} <= {7, 9, 11, 13}
     if method == "shake":
-        trembles = {p["tremble"] for p in drawn("wild", tremble="1.5-3")}
-        assert len(trembles) == 4
-        assert all(1.5 <= t <= 3 for t in trembles)  # type: ignore[operator]
+        drawn("steady", tremble=0)
+        assert [state for _, _, state in seen] == [state for _, _, state in usual]  # one value draws nothing,
+        assert {tremble for _, tremble, _ in seen} == {0}
+        wild = drawn("wild", tremble=[1.5, 3])
+        assert all(state not in [other for _, _, other in usual] for _, _, state in seen)  # and a range does
+        assert [p["tremble"] for p in wild] == [round(tremble or 0, 3) for _, tremble, _ in seen]
+        assert all(1.5 <= (tremble or 0) <= 3 for _, tremble, _ in seen)
+        assert len({tremble for _, tremble, _ in seen}) == 4

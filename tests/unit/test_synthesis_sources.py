@@ -13,12 +13,13 @@ import numpy.typing as npt
 import pytest
 
 from streamdeblur.errors import InputError, StreamdeblurError, UnreadableInput, UsageError
-from streamdeblur.training.synthesis import render
+from streamdeblur.training.synthesis import render, sources
 from streamdeblur.training.synthesis.cache import ArrayCache
 from streamdeblur.training.synthesis.degrade import CLEAN, Degradation
 from streamdeblur.training.synthesis.footage import find_sequences, list_pictures
 from streamdeblur.training.synthesis.options import SynthesizeOptions
 from streamdeblur.training.synthesis.preview import sheet
+from streamdeblur.training.synthesis.response import Floats
 from streamdeblur.training.synthesis.shake import SHAKIEST, Trajectory
 from streamdeblur.training.synthesis.sources import CropSource, Kind, PairsSource, open_source
 
@@ -229,22 +230,40 @@ def test_tremble_changes_the_motion_and_nothing_else(data: Path, foreground: flo
 
 
 @pytest.mark.parametrize("kind", ["footage", "stills"])
-def test_stepped_changes_the_motion_and_nothing_else(tmp_path: Path, kind: Kind) -> None:
-    noise = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(160, 220)), (0, 0), 1.5)
-    photo = np.clip(127 + 55 * noise / noise.std(), 0, 255).astype(np.uint8)
-    for k in range(4):
-        assert cv2.imwrite(str(tmp_path / f"{k}.png"), np.roll(photo, 14 * k, axis=1))
+def test_stepped_is_what_is_rendered(data: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "expose_still" if kind == "stills" else "expose_footage"
+    exposed = getattr(sources, name)
+    seen: list[int | None] = []
 
-    def crop(**more: object) -> tuple[Picture, Picture]:
-        calm = {"identity": 0, "highlights": 0, "extent": (30, 30), "degradation": CLEAN}
-        calm |= {"foreground": 0, "lights": 0, "scale": (1, 1)} if kind == "stills" else {"shutter": (2, 2)}
-        source = open_source(kind, tmp_path, **(calm | more))
-        return source.sample(np.random.default_rng(3), 48)
+    def spy(*args: object, **kwargs: object) -> object:
+        seen.append(kwargs["steps"])  # type: ignore[arg-type]
+        return exposed(*args, **kwargs)
 
-    usual, none, stepped = crop(), crop(stepped=0), crop(stepped=1)
-    assert np.array_equal(usual[0], none[0])
-    assert np.array_equal(usual[1], stepped[1])
-    assert not np.array_equal(usual[0], stepped[0])
+    monkeypatch.setattr(sources, name, spy)
+    crops = []
+    for options in ({}, {"stepped": 0}, {"stepped": 1}):
+        source = open_source(kind, data / kind, identity=0, **options)
+        crops.append([source.sample(np.random.default_rng(seed), 48) for seed in range(6)])
+    assert seen[:12] == [None] * 12
+    assert set(seen[12:]) <= {7, 9, 11, 13}
+    assert len(set(seen[12:])) > 1
+    assert all(np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1]) for a, b in zip(*crops[:2], strict=True))
+
+
+def test_a_stepped_still_has_the_same_truth() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (160, 220, 3), dtype=np.uint8)
+
+    def exposed(steps: int | None, other: Picture | None = None) -> tuple[Floats, Picture]:
+        rng = np.random.default_rng(8)
+        return render.expose_still(
+            picture, (70, 50, 64, 64), rng, extent=40, response="none", foreground=other, steps=steps
+        )
+
+    for other in (None, picture[::-1].copy()):
+        smooth, stepped, again = exposed(None, other), exposed(7, other), exposed(97, other)
+        assert np.array_equal(smooth[1], stepped[1])
+        assert np.abs(smooth[0] - stepped[0]).max() > 0.02
+        assert np.array_equal(smooth[0], again[0])  # more than it has anyway
 
 
 def test_what_moves_in_front_is_as_steady_as_the_camera() -> None:
@@ -328,6 +347,10 @@ def test_the_cache_stays_within_its_bound_and_forgets_the_oldest() -> None:
 def test_options_refuse_what_is_no_range() -> None:
     assert SynthesizeOptions(frames="5", length="0-12.5").frames == "5"
     assert SynthesizeOptions(tremble=f"0-{SHAKIEST}")  # what it says itself, as it must not import OpenCV
+    assert SynthesizeOptions(tremble=2).tremble == "2"  # type: ignore[arg-type]
+    assert SynthesizeOptions(length=[4, 8.5]).length == "4-8.5"  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="for example 0-2"):
+        SynthesizeOptions(tremble="2-1")
     for bad in (
         {"frames": "9-7"},
         {"frames": "0-3"},

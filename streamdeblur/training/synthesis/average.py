@@ -24,9 +24,9 @@ def draw_count(rng: np.random.Generator, low: int, high: int) -> int:
 
 
 def draw_steps(rng: np.random.Generator, share: float) -> int | None:
-    """M of a stepped exposure, or None; ``share`` is how probable one is, and where it is 0 nothing is drawn.
+    """M, the most moments of a stepped exposure, or None; ``share`` is how probable one is: 0 draws nothing.
 
-    M is odd, from 7 to 13: of as many frames GoPro's pairs are means (Nah et al., CVPR 2017, Sec. 2.2).
+    M is odd, from 7 to 13: of as many frames GoPro's pairs are means (Nah et al., CVPR 2017).
     """
     return draw_count(rng, *_STEPPED) if share and rng.random() < share else None
 

@@ -295,7 +295,9 @@ class _Job:
         )
         parameters: dict[str, Any] = {"file": path.name, "box": list(box), "response": response}
         parameters |= {"length": round(extent, 2), "gain": round(gain, 3)}
-        parameters |= {"tremble": round(tremble, 3)} | _stepped(steps)
+        parameters |= _stepped(steps)
+        if calm < wild:
+            parameters["tremble"] = round(tremble, 3)
         if foreground is not None:
             parameters["foreground"] = other.name
         return self._end(blurred, sharp, rng, parameters, untouched)
@@ -489,7 +491,7 @@ class _Job:
 
 
 def _stepped(steps: int | None) -> dict[str, Any]:
-    return {} if steps is None else {"steps": steps}
+    return {} if steps is None else {"steps_at_most": steps}
 
 
 def _told(damage: Damage) -> dict[str, Any]:

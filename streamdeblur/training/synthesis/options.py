@@ -24,10 +24,10 @@ class SynthesizeOptions(StrictModel):
     frames: str = Field("7-15", description="average: MIN-MAX frames in one exposure.")
     length: str = Field("4-48", description="flow and shake: MIN-MAX pixels of blur where it is longest.")
     tremble: str = Field(
-        "1", description="shake: MIN-MAX of how unsteady the camera is: 0 constant speed, 1 a hand, 3 loops."
+        "1", description="shake: MIN-MAX of how unsteady the camera is: 0 constant speed, 1 a hand, 3 the most."
     )
     stepped: float = Field(
-        0.0, ge=0, le=1, description="flow and shake: share of pairs that are means of 7 to 13 frames, in steps."
+        0.0, ge=0, le=1, description="flow and shake: share of pairs that are means of at most 7 to 13 frames."
     )
     response: Literal["random", "srgb", "gamma", "none"] = Field(
         "random", description="Camera response curve; none averages coded values."
@@ -42,10 +42,18 @@ class SynthesizeOptions(StrictModel):
     preview: bool = Field(True, description="Write preview.png, blurred and sharp side by side.")
     overwrite: bool = Field(False, description="Replace an existing set of pairs.")
 
+    @field_validator("frames", "length", "tremble", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        """A number, or a list of two, as YAML and callers may have it."""
+        if isinstance(value, list | tuple) and len(value) == 2:
+            return f"{value[0]}-{value[1]}"
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
     @field_validator("frames")
     @classmethod
     def _frames(cls, value: str) -> str:
-        low, high = span(value)
+        low, high = span(value, "7-15")
         if not (low >= 1 and low == int(low) and high == int(high) and high <= 999):
             raise ValueError("is no range of frames: give MIN-MAX, for example 7-15")
         return value
@@ -53,25 +61,25 @@ class SynthesizeOptions(StrictModel):
     @field_validator("length")
     @classmethod
     def _length(cls, value: str) -> str:
-        if span(value)[1] > 400:
+        if span(value, "4-48")[1] > 400:
             raise ValueError("is longer than 400 pixels: give MIN-MAX, for example 4-48")
         return value
 
     @field_validator("tremble")
     @classmethod
     def _tremble(cls, value: str) -> str:
-        if span(value)[1] > 3:  # shake.SHAKIEST; not imported, as the command line needs no OpenCV for its help
+        if span(value, "0-2")[1] > 3:  # shake.SHAKIEST; not imported, as the command line needs no OpenCV for its help
             raise ValueError("is more than 3: give MIN-MAX, for example 0-2")
         return value
 
 
-def span(text: str) -> tuple[float, float]:
-    """(low, high) of ``LOW-HIGH`` or of one number. Raises ValueError."""
+def span(text: str, example: str = "7-15") -> tuple[float, float]:
+    """(low, high) of ``LOW-HIGH`` or of one number. Raises ValueError, which gives ``example``."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:-\s*(\d+(?:\.\d+)?)\s*)?", text)
     if found is None:
-        raise ValueError("is no range: give MIN-MAX, for example 7-15")
+        raise ValueError(f"is no range: give MIN-MAX, for example {example}")
     low = float(found[1])
     high = float(found[2]) if found[2] else low
     if low > high:
-        raise ValueError("ends below its beginning: give MIN-MAX, for example 7-15")
+        raise ValueError(f"ends below its beginning: give MIN-MAX, for example {example}")
     return low, high

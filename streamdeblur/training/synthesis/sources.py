@@ -288,7 +288,8 @@ class FootageSource(_Synthesizer):
     """Frames between the frames of ordinary footage, by optical flow: a folder of sequences, of videos, or one of them.
 
     extent: pixels that the blur should have where it moves fast; the shutter is chosen for it, within ``shutter``, in
-    frame intervals (2 is the most: from the frame before to the frame after). Cuts and blurred frames are no truths.
+    frame intervals (2 is the most: from the frame before to the frame after). stepped: share of exposures that are
+    means of 7 to 13 moments at most, as GoPro's pairs. Cuts and blurred frames are no truths.
     """
 
     kind = "footage"
@@ -388,8 +389,8 @@ class StillsSource(_Synthesizer):
 
     extent: range of the blur's length in pixels. scale: range of the factor by which photographs are made smaller
     first, for other textures and sharper edges. foreground, highlights, lights: how probable each is. tremble: range
-    of how unsteady the camera is: 0 is constant speed, as in a short exposure, 1 a hand with jerks, 3 (the most) goes
-    round in hooks and loops. stepped: share of exposures that are means of 7 to 13 frames only, as GoPro's pairs are.
+    of how unsteady the camera is: 0 is constant speed, as in a short exposure, 1 a hand with jerks, 3 (the most) has
+    many hooks and some loops. stepped: share of exposures that are means of 7 to 13 moments at most, as GoPro's pairs.
     """
 
     kind = "stills"
