@@ -8,15 +8,18 @@ turned; that of the weights is F(3x3, 4x4), the adjoint of F(4x4, 3x3) in its we
 from __future__ import annotations
 
 import logging
-from typing import cast
+import math
+from collections.abc import Collection
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamdeblur.errors import DeviceError
-from streamdeblur.restore.engines import kernels
-from streamdeblur.restore.engines.devices import bf16_pays_without_amx
+from streamdeblur.restore.engines import cache, kernels
+from streamdeblur.restore.engines.devices import bf16_pays_without_amx, cpu_flags, decided, in_turns
 from streamdeblur.restore.engines.winograd import convolve, pack, suits
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,13 @@ _PARTS = 8
 #: a Zen 4, in bfloat16, of 12 to 384.
 _TILES, _TILES_HALF = 48, 96
 
+#: Channels, in and out, and side of the layers that are measured where AMX multiplies.
+_LAYERS = ((16, 256), (32, 128), (64, 64), (128, 64))
+
+#: What a layer and its gradients must take there of their time by oneDNN to be quickened, and how far, in the norm, its
+#: results may be from oneDNN's: bf16 with transforms is some 2 % off.
+_GAIN, _OFF = 0.9, 0.06
+
 
 def quicken(net: nn.Module, dtype: torch.dtype) -> int:
     """Let the convolutions of ``net`` that suit run through kernels of our own from now on; how many they are.
@@ -37,9 +47,10 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
     For a network with float32 weights on a CPU, run in float32 or under autocast to bfloat16 (``dtype``); names and
     values of parameters stay. Transposed convolutions then have their bias added apart. None where PyTorch's own are as
     fast or dtype is another, where this machine has no C++ compiler, or one whose kernels would leave PyTorch's other
-    threads idle.
+    threads idle. With AMX that is measured, once on a machine, for layers of several numbers of channels.
     """
-    if dtype != torch.float32 and not (dtype == torch.bfloat16 and bf16_pays_without_amx()):
+    amx = "amx_bf16" in cpu_flags()
+    if dtype != torch.float32 and not (dtype == torch.bfloat16 and (amx or bf16_pays_without_amx())):
         return 0
     try:
         library = kernels.library()
@@ -47,6 +58,7 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
             return 0
         if not library.streamdeblur_parallel() and torch.get_num_threads() > 1:
             return 0
+        gaining = _gaining() if dtype == torch.bfloat16 and amx else None
         found = [
             m
             for m in net.modules()
@@ -54,6 +66,7 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
             and (m.padding, m.dilation, m.groups, m.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
             and m.stride == (1, 1)
             and suits(m.weight, 1)
+            and (gaining is None or _nearest(m) in gaining)
         ]
     except DeviceError:
         log.debug("convolutions stay with PyTorch", exc_info=True)
@@ -63,6 +76,55 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
     for up in [m for m in net.modules() if type(m) is nn.ConvTranspose2d and m.bias is not None]:
         up.__class__ = _ConvTranspose2d
     return len(found)
+
+
+def _gaining() -> Collection[int]:
+    """Channels of those of ``_LAYERS`` that are quicker here than by AMX through oneDNN. Raises DeviceError as
+    ``kernels.library``."""
+    path = cache.cache_folder() / f"training-{cache.key(kernels.version(), cache.machine(torch.device('cpu')))}.json"
+    found = decided(path, _measure).get("quicker")
+    return found if isinstance(found, list) else ()
+
+
+def _nearest(layer: nn.Conv2d) -> int:
+    """The channels of the measured layer that is most like this one, by its products."""
+    channels = math.sqrt(layer.in_channels * layer.out_channels)
+    return min((c for c, _ in _LAYERS), key=lambda c: abs(math.log(c / channels)))
+
+
+def _measure() -> dict[str, Any]:
+    """The layers whose forward pass and gradients take less time here than by oneDNN, in bf16, and give the same."""
+    quicker, taken = [], {}
+    for channels, side in _LAYERS:
+        # Of a generator of its own: PyTorch's is the run's.
+        dice = torch.Generator().manual_seed(channels)
+        x, g = (_last(torch.randn((1, channels, side, side), generator=dice).bfloat16()) for _ in range(2))
+        weight = _last(torch.randn((channels, channels, 3, 3), generator=dice) / (3 * math.sqrt(channels)))
+        ways = [partial(way, x, g, weight, torch.zeros(channels)) for way in (_by_onednn, _by_own)]
+        try:
+            with torch.inference_mode():
+                wanted, got = (way() for way in ways)
+            theirs, own = in_turns(*ways)
+        except (RuntimeError, MemoryError):  # of either: then there is no saying
+            log.debug("layers of %d channels can't be compared", channels, exc_info=True)
+            continue
+        off = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(got, wanted, strict=True)]
+        taken[str(channels)] = {"onednn_s": theirs, "own_s": own, "off": off}
+        if own < _GAIN * theirs and all(o < _OFF for o in off):  # not what is no number
+            quicker.append(channels)
+    return {"quicker": quicker, "layers": taken}
+
+
+def _by_onednn(x: Tensor, g: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """As autocast has a layer: its results, and the gradients of input, weights and bias."""
+    half, ones = weight.to(x.dtype), [1, 1]
+    y = F.conv2d(x, half, bias.to(x.dtype), padding=1)
+    where = (ones, ones, ones, False, [0, 0], 1, [True, True, True])
+    return (y, *torch.ops.aten.convolution_backward(g, x, half, [weight.shape[0]], *where))
+
+
+def _by_own(x: Tensor, g: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    return (_forward(x, weight, bias), _input_gradient(g, weight), *_weight_gradient(g, x))
 
 
 class _Conv2d(nn.Conv2d):

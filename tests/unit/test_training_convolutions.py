@@ -101,6 +101,90 @@ def test_bf16_is_left_to_pytorch_where_that_is_faster(monkeypatch: pytest.Monkey
     assert quicken(net, torch.bfloat16) == 1
 
 
+class _WithAMX:
+    """Kernels of a machine whose bf16 they multiply, whatever this one is."""
+
+    def __init__(self) -> None:
+        self.streamdeblur_width = kernels.library().streamdeblur_width
+
+    def streamdeblur_half(self) -> int:
+        return 1
+
+    def streamdeblur_parallel(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("quicker", "changed"), [([], set()), ([32], {32, 40}), ([16, 64], {16, 64}), ([128], {96, 256})]
+)
+def test_with_amx_those_layers_are_quickened_that_gain(
+    quicker: list[int], changed: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measure() -> dict[str, object]:
+        asked.append(1)
+        return {"quicker": quicker}
+
+    machine = _WithAMX()
+    monkeypatch.setattr(kernels, "library", lambda: machine)
+    monkeypatch.setattr(convolutions, "cpu_flags", lambda: {"amx_bf16", "avx512_bf16"})
+    monkeypatch.setattr(convolutions, "_measure", measure)
+    monkeypatch.setattr(convolutions, "suits", lambda weight, stride: True)
+    for _ in range(2):
+        net = nn.Sequential(*(nn.Conv2d(c, c, 3, padding=1) for c in (16, 32, 40, 64, 96, 256)))
+        assert quicken(net, torch.bfloat16) == len(changed)
+        assert {m.in_channels for m in net if type(m) is not nn.Conv2d} == changed
+    assert len(asked) == 1
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+    assert quicken(net, torch.float32) == 1  # float32 has nothing to do with it
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0.95])
+def test_a_layer_is_quicker_where_it_takes_clearly_less(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_LAYERS", ((16, 8), (32, 8)))
+    monkeypatch.setattr(convolutions, "_by_own", convolutions._by_onednn)
+    monkeypatch.setattr(convolutions, "in_turns", lambda *ways: (1.0, seconds))
+    state = torch.get_rng_state()
+    assert convolutions._measure()["quicker"] == ([16, 32] if seconds == 0.5 else [])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("factor", [1.2, float("nan")])
+def test_a_layer_with_other_results_is_never_quicker(
+    which: int, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t * factor if i == which else t for i, t in enumerate(convolutions._by_onednn(*tensors)))
+
+    monkeypatch.setattr(convolutions, "_LAYERS", ((16, 8),))
+    monkeypatch.setattr(convolutions, "_by_own", wrong)
+    monkeypatch.setattr(convolutions, "in_turns", lambda *ways: (1.0, 0.1))
+    assert convolutions._measure()["quicker"] == []
+
+
+def test_layers_that_can_not_be_compared_are_not_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_memory(*tensors: Tensor) -> tuple[Tensor, ...]:
+        raise MemoryError
+
+    monkeypatch.setattr(convolutions, "_LAYERS", ((16, 8),))
+    monkeypatch.setattr(convolutions, "_by_own", without_memory)
+    assert convolutions._measure()["quicker"] == []
+
+
+@needs_half
+def test_layers_are_measured_against_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_LAYERS", ((16, 32), (32, 16)))
+    layers = convolutions._measure()["layers"]
+    assert list(layers) == ["16", "32"]
+    for found in layers.values():
+        assert found["onednn_s"] > 0 < found["own_s"]
+        assert all(off < convolutions._OFF for off in found["off"])
+        assert found["off"][0] > 0
+
+
 def test_a_transposed_convolution_stays_what_it_is() -> None:
     torch.manual_seed(0)
     quick = nn.ConvTranspose2d(8, 16, 4, 2, 1)

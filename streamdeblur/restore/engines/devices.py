@@ -103,7 +103,7 @@ def _measure_bf16() -> dict[str, Any]:
 
 
 def bf16_pays_without_amx() -> bool:
-    """Whether bf16 pays here by AVX512-BF16: training's kernels of our own don't use AMX."""
+    """Whether bf16 pays here by AVX512-BF16, where there is no AMX."""
     flags = cpu_flags()
     return "avx512_bf16" in flags and "amx_bf16" not in flags and bf16_pays()
 
