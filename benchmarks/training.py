@@ -120,6 +120,9 @@ def _one(model: str, batch: int, crop: int, device: torch.device, rounds: int, s
         for _ in range(3):  # the compiler's work, and the allocator's
             ours.train_step(blur, sharp)
         ways = {"plain": lambda: plain(rough, smooth), "ours": lambda: ours.train_step(blur, sharp)}
+        # Of both ways: what came before, or another network, is no part of it.
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         times = alternate(ways, device, rounds, budget=20, around={"plain": heap.as_usual})
         watcher = _Waiting()
         run = dataclasses.replace(recipe, steps=4 * steps, log_every=steps)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def one_ray(cpus: int = 2, memory: int = 100 << 20) -> Iterator[str]:
+def one_ray(cpus: int = 2, memory: int = 100 << 20, gpus: int = 0) -> Iterator[str]:
     """One Ray on this machine, which jobs find running and leave running; its address. memory: of the object store, in
     bytes.
 
@@ -26,7 +26,7 @@ def one_ray(cpus: int = 2, memory: int = 100 << 20) -> Iterator[str]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     kept = signal.getsignal(signal.SIGTERM)
     context = ray.init(
-        address="local", num_cpus=cpus, num_gpus=0, include_dashboard=False, log_to_driver=False,
+        address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, object_store_memory=memory,
     )  # fmt: skip
     signal.signal(signal.SIGTERM, kept)

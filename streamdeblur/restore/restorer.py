@@ -23,7 +23,7 @@ from streamdeblur.restore.blend import Canvas, pad_frame
 from streamdeblur.restore.composer import plane_part
 from streamdeblur.restore.cover import Box
 from streamdeblur.restore.engines import Engine, build_engine, facts, resolve_device, share
-from streamdeblur.restore.engines.streams import own_stream
+from streamdeblur.restore.engines.streams import give_back_memory, own_stream
 from streamdeblur.restore.memory import FAST_TILE, Tiling, choose_tiling, device_budget, job_bytes, own_memory, shrink
 from streamdeblur.restore.planner import Region
 from streamdeblur.restore.tiles import MODES, TilePlan
@@ -263,8 +263,7 @@ class Restorer:
         except torch.OutOfMemoryError:
             pass
         # Out of the handler: while it runs, the traceback holds the tensors of the attempt.
-        if self._engine.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back_memory(self._engine.device)
         return None
 
     def _run(self, image: Tensor, plan: TilePlan, batch: int) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -183,7 +184,7 @@ class ShardBatches:
                 while position < last and inside < per_epoch:
                     end = min(last, (inside + 1) * share)
                     picks = order[position - first : end - first]
-                    carry.append(crops.result()[torch.from_numpy(picks)])
+                    carry.append(_picked(crops.result(), picks))
                     position = end
                     if end == (inside + 1) * share:
                         whole = torch.cat(carry) if len(carry) > 1 else carry[0]
@@ -191,6 +192,14 @@ class ShardBatches:
                         yield whole[self._rank * self._data.batch : (self._rank + 1) * self._data.batch]
                         inside += 1
             step = (epoch + 1) * per_epoch
+
+
+def _picked(crops: Tensor, picks: npt.NDArray[np.int64]) -> Tensor:
+    """Those of the crops, on their device; on a GPU nothing waits for what it does."""
+    indices = torch.from_numpy(picks)
+    if crops.is_cuda:
+        indices = indices.pin_memory().to(crops.device, non_blocking=True)
+    return crops[indices]
 
 
 def augment(
@@ -222,7 +231,8 @@ def augment(
         if data.rotations:
             piece = piece.rot90(int(turns * 4), (-2, -1))
         if data.channels:
-            piece = piece[:, rng.permutation(3).tolist()]
+            # Not by a list of indices, which would go to a GPU, and wait there for the step at work.
+            piece = torch.stack([piece[:, c] for c in rng.permutation(3).tolist()], 1)
         piece = piece.to(torch.float32)
         if data.exposure < 1:
             piece = piece * float(rng.uniform(data.exposure, 1))

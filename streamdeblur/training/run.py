@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from streamdeblur.errors import DeviceError
 from streamdeblur.restore.engines import resolve_device
 from streamdeblur.training.feeds import open_batches, open_validation
 from streamdeblur.training.monitor import open_observers
@@ -70,7 +71,14 @@ def process_group(device: str) -> Iterator[torch.device]:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(hours=2))
         mine = True
     if dist.is_initialized() and place.type == "cuda":
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        rank, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        # By torchrun all see all GPUs; of Ray's processes each may see its own alone.
+        if rank >= here and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise DeviceError(
+                f"torchrun starts {os.environ.get('LOCAL_WORLD_SIZE', rank + 1)} processes here, where {here} GPUs are",
+                "take --nproc-per-node of as many, or train --device cpu",
+            )
+        place = torch.device("cuda", rank % here)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     try:

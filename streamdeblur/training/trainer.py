@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,9 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streamdeblur import heap
-from streamdeblur.errors import TrainingError, UsageError
+from streamdeblur.errors import DeviceError, TrainingError, UsageError
 from streamdeblur.models.checkpoint import Metadata, save_checkpoint
 from streamdeblur.restore.engines import resolve_precision
+from streamdeblur.restore.engines.compiled import require_compiler
 from streamdeblur.restore.engines.devices import PRECISIONS
 from streamdeblur.training.batches import Ahead, Batches, augment, generator
 from streamdeblur.training.convolutions import quicken
@@ -226,12 +227,19 @@ class Trainer:
 
     def _prepare(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
         net: nn.Module = self.net
-        if self.recipe.compile and self.world.device.type == "cpu":
+        compiled = self.recipe.compile
+        if compiled:
+            try:
+                require_compiler(self.world.device)
+            except DeviceError as e:  # else the first step would end in Inductor's own error
+                compiled = False
+                log.warning("steps are not compiled, and slower: %s", e.what)
+        if compiled and self.world.device.type == "cpu":
             log.debug("%d convolutions run through kernels of our own", quicken(net, self._dtype))
         if self.world.size > 1:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
             net = nn.parallel.DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)
-        return torch.compile(net) if self.recipe.compile else net
+        return torch.compile(net) if compiled else net
 
     def _rate(self) -> float:
         factor = rate_factor(self.recipe.schedule, self.step)
@@ -345,9 +353,10 @@ class Trainer:
         """Raise unless the loss and the gradient of step ``self.step`` are finite (fp16 skips steps that are not)."""
         if pending is None:
             return
-        values = {"loss": float(pending.loss)}
+        loss, norm = pending.numbers()
+        values = {"loss": loss}
         if not self._scaler.is_enabled():
-            values["norm of the gradient"] = float(pending.norm)
+            values["norm of the gradient"] = norm
         wrong = [(name, value) for name, value in values.items() if not math.isfinite(value)]
         if not wrong:
             return
@@ -405,13 +414,27 @@ class Trainer:
         return scores
 
 
-class _Done(NamedTuple):
-    """A step whose numbers nobody has looked at yet."""
+class _Done:
+    """A step whose numbers nobody has looked at yet.
 
-    loss: Tensor
-    norm: Tensor
-    blur: Tensor
-    sharp: Tensor
+    They leave a GPU by themselves: who looks at them waits for this step, and not for the next, which is at work then.
+    """
+
+    def __init__(self, loss: Tensor, norm: Tensor, blur: Tensor, sharp: Tensor) -> None:
+        self.blur, self.sharp = blur, sharp
+        self._numbers = torch.stack([loss.float(), norm.float()])
+        self._copied: torch.cuda.Event | None = None
+        if self._numbers.is_cuda:
+            self._numbers = torch.empty(2, pin_memory=True).copy_(self._numbers, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def numbers(self) -> tuple[float, float]:
+        """Loss, and norm of the gradient."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        loss, norm = self._numbers.tolist()
+        return loss, norm
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

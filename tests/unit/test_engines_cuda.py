@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from streamdeblur.models import MIMOUNet, MIMOUNetConfig
 from streamdeblur.models.random_weights import random_state
 from streamdeblur.models.trial import noise
-from streamdeblur.restore.engines import TorchEngine, build_engine, facts
+from streamdeblur.restore.engines import TorchEngine, build_engine, cuda_graphs, facts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -72,13 +73,37 @@ def test_two_threads_on_streams_of_their_own_compute_what_one_does(engine: str) 
     assert any(np.any(c) for c in alone[0])
 
 
-def test_more_shapes_than_are_kept_on_cuda() -> None:
+@pytest.mark.parametrize(("shapes", "pixels"), [(3, 1 << 25), (256, 1500)])
+def test_more_shapes_than_are_kept_on_cuda(shapes: int, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "_SHAPES", shapes)
+    monkeypatch.setattr(cuda_graphs, "_PIXELS", pixels)
     place = torch.device("cuda", 0)
     engine = build_engine(network(), engine="cuda-graphs", device=place, precision="bf16")
     reference = TorchEngine(network(), place, torch.bfloat16)
     for side in (16, 20, 24, 28, 32, 36, 16):
         x = noise(side, side).to(place)
         assert (engine.residual(x).float() - reference.residual(x).float()).abs().max() < 1e-3
+
+
+def test_engines_record_at_once_and_windows_are_recorded_before_they_come() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    place = torch.device("cuda", 0)
+    engines = [build_engine(network(), engine="cuda-graphs", device=place, precision="fp32") for _ in range(2)]
+    reference = TorchEngine(network(), place, torch.float32)
+
+    def record(engine: Any) -> None:
+        for side in range(16, 80, 4):
+            engine.prepare(side, side)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(record, engines))
+    for engine in engines:
+        seconds = facts(engine).prepare_seconds
+        for side in range(16, 80, 4):
+            x = noise(side, side).to(place)
+            assert (engine.residual(x).float() - reference.residual(x).float()).abs().max() < 1e-3
+        assert facts(engine).prepare_seconds == seconds
 
 
 def test_compiled_on_cuda_computes_the_same() -> None:

@@ -389,6 +389,21 @@ def test_a_gradient_that_is_no_number_never_reaches_the_state(
     assert not (tmp_path / "last").exists()
 
 
+def test_without_a_compiler_steps_are_not_compiled(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def found() -> None:
+        return None
+
+    monkeypatch.setattr("streamdeblur.restore.engines.compiled.find_compiler", found)
+    r = recipe(shards, steps=2, compile=True)
+    batches = ShardBatches(r.data, seed=0)
+    assert Trainer(r, tmp_path / "run", batches).train().finished
+    batches.close()
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert said == ["steps are not compiled, and slower: torch.compile needs a C++ compiler"]
+
+
 def test_what_the_feed_raises_reaches_the_caller(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "s", (6, 6))
     r = recipe(folder, data=Data(shards=(str(folder),), crop=16, batch=2, memory_gb=1e-9))

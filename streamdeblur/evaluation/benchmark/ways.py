@@ -19,6 +19,7 @@ from streamdeblur.models import registry
 from streamdeblur.models.analysis import gflop
 from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.restore.engines import ENGINES, facts
+from streamdeblur.restore.engines.streams import own_stream
 from streamdeblur.restore.memory import FAST_OVERLAP
 from streamdeblur.restore.tiles import MODES, round_up
 
@@ -147,7 +148,11 @@ class Built:
         if self.at_once == 1:
             self.run(image)
         else:
-            list(callers(self.at_once).map(self.run, [image] * self.at_once))
+            list(callers(self.at_once).map(self._beside, [image] * self.at_once))
+
+    def _beside(self, image: Tensor) -> None:
+        with own_stream(self.device):  # as a job's threads
+            self.run(image)
 
 
 @cache

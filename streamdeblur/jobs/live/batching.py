@@ -86,9 +86,10 @@ class Together:
         import torch
 
         from streamdeblur.color import planes_to_rgb, rgb_correction_to_planes
+        from streamdeblur.restore.engines.streams import own_stream
 
         restorer = self._for(*size, len(pictures))
-        with torch.inference_mode():
+        with own_stream(restorer.engine.device), torch.inference_mode():
             rgb = torch.cat([planes_to_rgb(p.planes, p.color, restorer.engine.device) for p in pictures])
             delta = restorer(rgb) - rgb
             if not math.isfinite(float(delta.sum())):

@@ -185,8 +185,9 @@ def _half(restorer: Restorer, planes: tuple[Array, ...], color: ColorSpec, *, ve
     from torch.nn import functional
 
     from streamdeblur.color import planes_to_rgb, rgb_correction_to_planes
+    from streamdeblur.restore.engines.streams import own_stream
 
-    with torch.inference_mode():
+    with own_stream(restorer.engine.device), torch.inference_mode():
         rgb = planes_to_rgb(planes, color, restorer.engine.device)
         high, wide = rgb.shape[-2:]
         small = functional.interpolate(rgb, size=((high + 1) // 2 if vertical else high, (wide + 1) // 2), mode="area")

@@ -15,6 +15,17 @@ AT_ONCE = 2
 
 _mine = threading.local()
 
+#: Held while a CUDA graph is captured: PyTorch captures one at a time in a process, and asserts that no cached memory
+#: is given back meanwhile.
+capturing = threading.Lock()
+
+
+def give_back_memory(device: torch.device) -> None:
+    """What PyTorch holds of a CUDA device's memory and nobody uses goes back to it. Nothing for other devices."""
+    if device.type == "cuda":
+        with capturing:
+            torch.cuda.empty_cache()
+
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
