@@ -124,6 +124,7 @@ def _one(model: str, batch: int, crop: int, device: torch.device, rounds: int, s
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         times = alternate(ways, device, rounds, budget=20, around={"plain": heap.as_usual})
+        peak = peak_memory(device)
         watcher = _Waiting()
         run = dataclasses.replace(recipe, steps=4 * steps, log_every=steps)
         Trainer(run, Path(folder) / "run", data, observers=[watcher], device=device).train()
@@ -134,7 +135,7 @@ def _one(model: str, batch: int, crop: int, device: torch.device, rounds: int, s
         "ours": times["ours"],
         "images_per_second": batch / times["ours"].median,
         "busy": 1 - statistics.fmean(watcher.shares[1:]),  # the first share holds the compiler's time
-        "peak_memory": peak_memory(device),
+        "peak_memory": peak,
     }
 
 

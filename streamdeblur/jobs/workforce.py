@@ -18,6 +18,7 @@ from streamdeblur.config import ProcessOptions
 from streamdeblur.frames import Frame
 from streamdeblur.restore import Restorer, RestorerSpec, Tiling
 from streamdeblur.restore.engines import ENGINES, Engine, facts
+from streamdeblur.restore.engines.streams import give_back_memory
 from streamdeblur.restore.memory import device_budget, own_memory
 from streamdeblur.restore.tuning import known_plan
 from streamdeblur.runtime.pool import InProcessPool, Pool
@@ -109,9 +110,9 @@ class Workforce:
                 memory=memory,
             )
         )
+        device = engine.device
         del restorer, engine
-        if on_gpu:
-            torch.cuda.empty_cache()
+        give_back_memory(device)
         gpus = options.gpus_per_worker if options.gpus_per_worker is not None else float(on_gpu)
         self.pool = RayPool(
             factory,

@@ -156,9 +156,14 @@ class Restorer:
         something for each, which the first frame that has one would wait for.
         """
         ready = getattr(self._engine, "prepare", None)
-        if ready is not None:
+        if ready is None:
+            return
+        try:
             for height, width in sizes:
                 ready(height, width)
+        except torch.OutOfMemoryError:  # frames find smaller tiles
+            log.debug("no memory to get ready for windows", exc_info=True)
+            give_back_memory(self._engine.device)
 
     @contextlib.contextmanager
     def _own_threads(self) -> Iterator[None]:

@@ -47,7 +47,8 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
     For a network with float32 weights on a CPU, run in float32 or under autocast to bfloat16 (``dtype``); names and
     values of parameters stay. Transposed convolutions then have their bias added apart. None where PyTorch's own are as
     fast or dtype is another, where this machine has no C++ compiler, or one whose kernels would leave PyTorch's other
-    threads idle. With AMX that is measured, once on a machine, for layers of several numbers of channels.
+    threads idle. With AMX that is measured, once on a machine, for layers of several numbers of channels, and those are
+    all that changes.
     """
     amx = "amx_bf16" in cpu_flags()
     if dtype != torch.float32 and not (dtype == torch.bfloat16 and (amx or bf16_pays_without_amx())):
@@ -73,6 +74,8 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
         return 0
     for module in found:
         module.__class__ = _Conv2d
+    if gaining is not None:  # these were not measured
+        return len(found)
     for up in [m for m in net.modules() if type(m) is nn.ConvTranspose2d and m.bias is not None]:
         up.__class__ = _ConvTranspose2d
     return len(found)
@@ -81,7 +84,9 @@ def quicken(net: nn.Module, dtype: torch.dtype) -> int:
 def _gaining() -> Collection[int]:
     """Channels of those of ``_LAYERS`` that are quicker here than by AMX through oneDNN. Raises DeviceError as
     ``kernels.library``."""
-    path = cache.cache_folder() / f"training-{cache.key(kernels.version(), cache.machine(torch.device('cpu')))}.json"
+    way = (_LAYERS, _GAIN, _OFF, _PARTS, _TILES_HALF)
+    name = cache.key(kernels.version(), cache.machine(torch.device("cpu")), *way)
+    path = cache.cache_folder() / f"training-{name}.json"
     found = decided(path, _measure).get("quicker")
     return found if isinstance(found, list) else ()
 

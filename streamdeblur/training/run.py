@@ -61,24 +61,33 @@ def run_training(
                 observer.close()
 
 
+def _expect_a_gpu_each() -> None:
+    """Raises DeviceError where ``torchrun`` starts more processes on this machine than it has GPUs: NCCL refuses that.
+
+    Where each process sees a GPU of its own alone, as Ray's may, there is no saying.
+    """
+    processes, here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    masked = here == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    if processes > here and "TORCHELASTIC_RUN_ID" in os.environ and not masked:
+        raise DeviceError(
+            f"torchrun starts {processes} processes on a machine with {here} GPU{'s' * (here != 1)}",
+            f"take --nproc-per-node {here}, or train --device cpu",
+        )
+
+
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
     """This process's device, inside the process group that ``torchrun`` describes, if it does and none exists yet."""
     place = resolve_device(device)
+    if place.type == "cuda":
+        _expect_a_gpu_each()
     mine = False
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         # The others wait while the main process validates; the default of NCCL would give up after ten minutes.
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(hours=2))
         mine = True
     if dist.is_initialized() and place.type == "cuda":
-        rank, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        # By torchrun all see all GPUs; of Ray's processes each may see its own alone.
-        if rank >= here and "TORCHELASTIC_RUN_ID" in os.environ:
-            raise DeviceError(
-                f"torchrun starts {os.environ.get('LOCAL_WORLD_SIZE', rank + 1)} processes here, where {here} GPUs are",
-                "take --nproc-per-node of as many, or train --device cpu",
-            )
-        place = torch.device("cuda", rank % here)
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     if place.type == "cuda":
         torch.cuda.set_device(place)
     try:

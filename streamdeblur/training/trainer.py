@@ -2,7 +2,8 @@
 
 A run is a folder: ``recipe.json``, ``last/`` (the state to resume from), ``best.safetensors`` (averaged weights of the
 best validation), ``last.safetensors``, ``log.jsonl``. Everything random is a function of the seed and the step, so N
-steps straight and N/2 steps twice give the same weights, to the bit on the CPU (with one number of threads).
+steps straight and N/2 steps twice give the same weights, to the bit on the CPU (with one number of threads; and, with
+AMX, while the cache folder keeps what was measured there: ``convolutions``).
 """
 
 from __future__ import annotations
@@ -233,7 +234,8 @@ class Trainer:
                 require_compiler(self.world.device)
             except DeviceError as e:  # else the first step would end in Inductor's own error
                 compiled = False
-                log.warning("steps are not compiled, and slower: %s", e.what)
+                if self.world.main:
+                    log.warning("steps are not compiled, and slower: %s", e.what)
         if compiled and self.world.device.type == "cpu":
             log.debug("%d convolutions run through kernels of our own", quicken(net, self._dtype))
         if self.world.size > 1:
@@ -425,9 +427,9 @@ class _Done:
         self._numbers = torch.stack([loss.float(), norm.float()])
         self._copied: torch.cuda.Event | None = None
         if self._numbers.is_cuda:
+            stream = torch.cuda.current_stream(self._numbers.device)  # which need not be that of the current device
             self._numbers = torch.empty(2, pin_memory=True).copy_(self._numbers, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied = stream.record_event()
 
     def numbers(self) -> tuple[float, float]:
         """Loss, and norm of the gradient."""

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 
-DEVICE = "cuda"
+DEVICE = "cuda:0"  # one of several would be in this process, too
 NETWORK: dict[str, Any] = {"model": "mimo-unet-small", "weights": "random:1", "device": DEVICE, "lossless": True}
 FRAMES = 30
 

@@ -395,6 +395,26 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
 
 
+def test_of_processes_that_measure_at_once_all_follow_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "deep" / "a.json"
+    assert cache.keep_first(target, {"a": 1}) == {"a": 1}
+    assert cache.keep_first(target, {"a": 2}) == {"a": 1} == cache.read_json(target)
+    assert os.listdir(target.parent) == ["a.json"]
+    target.write_text("half of somethi", encoding="utf-8")
+    assert cache.keep_first(target, {"a": 3}) == {"a": 3} == cache.read_json(target)
+
+    def no_links(*paths: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", no_links)
+    assert cache.keep_first(tmp_path / "b.json", {"a": 4}) == {"a": 4} == cache.read_json(tmp_path / "b.json")
+    target.with_name("c").write_text("no folder", encoding="utf-8")
+    assert cache.keep_first(target.with_name("c") / "c.json", {"a": 5}) == {"a": 5}
+    assert sorted(os.listdir(target.parent)) == ["a.json", "c"]
+
+
 def test_a_seal_tells_damaged_files(tmp_path: Path) -> None:
     a, b = tmp_path / "a.xml", tmp_path / "a.bin"
     a.write_bytes(b"graph")

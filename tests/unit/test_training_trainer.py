@@ -392,10 +392,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_state(
 def test_without_a_compiler_steps_are_not_compiled(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def found() -> None:
-        return None
-
-    monkeypatch.setattr("streamdeblur.restore.engines.compiled.find_compiler", found)
+    monkeypatch.setenv("CXX", "no-such-compiler")
     r = recipe(shards, steps=2, compile=True)
     batches = ShardBatches(r.data, seed=0)
     assert Trainer(r, tmp_path / "run", batches).train().finished

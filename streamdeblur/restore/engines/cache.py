@@ -84,6 +84,27 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         log.debug("%s can't be written: %s", path, e)
 
 
+def keep_first(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """Write a file that is not there yet; what all processes follow from then on: ``value``, or what another one had
+    written before. As ``write_json`` where nothing can be written."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.link(temporary, path)
+        return value
+    except FileExistsError:
+        if (found := read_json(path)) is not None:
+            return found
+    except OSError as e:  # links, perhaps, where there are none
+        log.debug("%s can't be written at once: %s", path, e)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    write_json(path, value)
+    return value
+
+
 def seal(*paths: Path) -> None:
     """Record what is in files that belong together; ``intact`` tells whether it still is. Raises OSError."""
     write_json(_seal_of(paths[0]), {p.name: _digest(p) for p in paths})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import time
 
 import torch
@@ -14,7 +15,6 @@ from streamdeblur.models.base import ResidualModel
 from streamdeblur.restore.engines import cache
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.fused import CPU_TILE
-from streamdeblur.restore.engines.kernels import find_compiler
 from streamdeblur.restore.memory import ACCELERATOR_TILE
 
 
@@ -61,8 +61,11 @@ def require_compiler(device: torch.device) -> None:
 
         if not has_triton():
             raise DeviceError("torch.compile on CUDA needs Triton", "pip install triton, or take --engine auto")
+        if not any(map(shutil.which, [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"])):
+            raise DeviceError("torch.compile on CUDA needs a C compiler", "install gcc, or take --engine auto")
     elif device.type == "cpu":
-        if find_compiler() is None:
+        # Inductor takes that of CXX, else g++, and no other.
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
             raise DeviceError("torch.compile needs a C++ compiler", "install g++, or take --engine auto")
     else:
         raise DeviceError(f"torch.compile is not used on {device.type}", "take --engine auto")

@@ -104,18 +104,25 @@ class CudaGraphEngine(TorchEngine):
 
     def _record(self, shape: tuple[int, ...]) -> _Recording:
         x = torch.zeros(shape, dtype=self._dtype, device=self._device).contiguous(memory_format=self._layout)
-        if self._stream is None:  # one for all: PyTorch has 32, and a thread's own should be none of these
-            self._stream = torch.cuda.Stream(self._device)
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        if self._stream is None:
+            # PyTorch hands out 32 in turn, and what goes to this one while it captures would be captured: threads have
+            # theirs from those of normal priority.
+            self._stream = torch.cuda.Stream(self._device, priority=-1)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             for _ in range(_WARM_UP):
                 self._model.residual(x)
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         # Other threads of the job (decoding with NVDEC, copies) may use CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        # A capture that fails leaves its stream the current one.
+        with (
+            torch.cuda.stream(current),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             y = self._model.residual(x)
         return _Recording(graph, x, y)
 

@@ -89,11 +89,8 @@ def decided(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]
     with _deciding:
         found = cache.read_json(path) or _decided.get(path)
         if found is None:
-            found = measure()
-            first = cache.read_json(path)  # of a process that measured at the same time: all follow that one
-            if first is None:
-                cache.write_json(path, found)
-            found = _decided[path] = first or found
+            # A process that measured at the same time may have been the first.
+            found = _decided[path] = cache.keep_first(path, measure())
     return found
 
 

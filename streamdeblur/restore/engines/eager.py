@@ -19,7 +19,8 @@ class TorchEngine:
     with the caller, who adds the correction to it, so a correction of zero is exact in any precision.
 
     With float32 on CUDA, cuDNN would by default round the factors of convolutions to TF32 (10 bits of mantissa);
-    this engine turns that off, for the whole process, since PyTorch has one switch.
+    this engine turns that off, for the whole process, since PyTorch has one switch. So it does, on CUDA, with
+    algorithms whose results differ from call to call.
     Takes over the module (it is moved and cast in place). Calls from several threads are safe; they gain on CUDA, where
     the copies of one run beside the kernels of the other (``streams``).
     """
@@ -37,8 +38,11 @@ class TorchEngine:
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=self._layout)
         self._model = model
-        if device.type == "cuda" and dtype == torch.float32:
-            _without_tf32()
+        if device.type == "cuda":
+            # Workers agree to the bit; some of cuDNN's algorithms for transposed convolutions add in any order.
+            torch.backends.cudnn.deterministic = True
+            if dtype == torch.float32:
+                _without_tf32()
 
     @property
     def device(self) -> torch.device:
