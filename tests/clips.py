@@ -76,6 +76,14 @@ def numbered_picture(number: int, size: tuple[int, int]) -> npt.NDArray[np.uint8
     return picture
 
 
+def uneven_pts(frames: int) -> list[int]:
+    """Of so many frames at a rate that varies, in ticks of 1/90000 s."""
+    pts = [0]
+    for i in range(frames - 1):
+        pts.append(pts[-1] + (3003, 1500, 4004)[i % 3])
+    return pts
+
+
 def write_numbered_clip(
     path: Path,
     frames: int | Sequence[int],

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from streamdeblur import process_video
-from tests.clips import read_clip, read_number, read_packets, write_numbered_clip
+from tests.clips import read_clip, read_number, read_packets, uneven_pts, write_numbered_clip
 from tests.one_ray import one_ray
 
 pytestmark = [
@@ -26,10 +26,8 @@ FRAMES = 30
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pts = [0]
-    for i in range(FRAMES - 1):
-        pts.append(pts[-1] + (3003, 1500, 4004)[i % 3])
-    return write_numbered_clip(tmp_path_factory.mktemp("cuda") / "a.mp4", FRAMES, (96, 64), pts=pts, audio=True)
+    path = tmp_path_factory.mktemp("cuda") / "a.mp4"
+    return write_numbered_clip(path, FRAMES, (96, 64), pts=uneven_pts(FRAMES), audio=True)
 
 
 @pytest.mark.parametrize("more", [{}, {"reuse": True}, {"skip_sharp": True}, {"precision": "fp32", "engine": "eager"}])

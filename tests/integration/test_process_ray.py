@@ -15,7 +15,7 @@ import pytest
 from streamdeblur import process_video
 from streamdeblur.errors import WorkerError
 from streamdeblur.runtime.ray_pool import RayPool
-from tests.clips import Picture, read_clip, read_packets, write_numbered_clip
+from tests.clips import Picture, read_clip, read_packets, uneven_pts, write_numbered_clip
 from tests.one_ray import all_there, one_ray
 
 ray = pytest.importorskip("ray")
@@ -37,10 +37,8 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pts = [0]
-    for i in range(FRAMES - 1):
-        pts.append(pts[-1] + (3003, 1500, 4004)[i % 3])
-    return write_numbered_clip(tmp_path_factory.mktemp("ray") / "a.mp4", FRAMES, (96, 64), pts=pts, audio=True)
+    path = tmp_path_factory.mktemp("ray") / "a.mp4"
+    return write_numbered_clip(path, FRAMES, (96, 64), pts=uneven_pts(FRAMES), audio=True)
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replace a file as a whole. A cache that can't be written costs time, not the job: it is told to the log."""
     try:
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+            _write(temporary, value)
     except OSError as e:
         log.debug("%s can't be written: %s", path, e)
 
@@ -87,22 +87,22 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def keep_first(path: Path, value: dict[str, Any]) -> dict[str, Any]:
     """Write a file that is not there yet; what all processes follow from then on: ``value``, or what another one had
     written before. As ``write_json`` where nothing can be written."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        os.link(temporary, path)
+        with _beside(path) as temporary:
+            _write(temporary, value)
+            os.link(temporary, path)
         return value
     except FileExistsError:
         if (found := read_json(path)) is not None:
             return found
     except OSError as e:  # links, perhaps, where there are none
         log.debug("%s can't be written at once: %s", path, e)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     write_json(path, value)
     return value
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def seal(*paths: Path) -> None:
@@ -134,10 +134,17 @@ def _digest(path: Path) -> str:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, which takes its place when the block ends well. Raises OSError."""
+    with _beside(path) as temporary:
+        yield temporary
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name in the folder of ``path``, gone when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

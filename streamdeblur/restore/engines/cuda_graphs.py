@@ -85,9 +85,8 @@ class CudaGraphEngine(TorchEngine):
             began = time.perf_counter()
             if self._replayed is not None:
                 self._replayed.synchronize()  # its recording, or what goes with it, may be dropped
-            room = _PIXELS - _pixels(shape)
             while self._recordings and (
-                len(self._recordings) >= _SHAPES or sum(map(_pixels, self._recordings)) > max(0, room)
+                len(self._recordings) >= _SHAPES or sum(map(_pixels, (*self._recordings, shape))) > _PIXELS
             ):
                 self._recordings.popitem(last=False)
             try:
