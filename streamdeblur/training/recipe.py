@@ -89,16 +89,26 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Eq. 9: weight and definition of the frequency term; where the content term becomes a square.
+    """Eq. 9: weight and definition of the frequency term; where the content term becomes a square; and from what.
 
-    epsilon: of ``content_loss``, in [0, 1] as pictures are; 0 is the paper's L1.
+    epsilon: of ``content_loss``, in [0, 1] as pictures are; 0 is the paper's L1. teacher: a checkpoint whose results
+    the targets are mixed with, at teacher_share of the way from the sharp picture to them; teacher_views: the mean over
+    so many orientations, 1 to 8 (``teacher``).
     """
 
     msfr_weight: float = 0.1
     msfr: MSFR = "released"
     epsilon: float = 0.0
+    teacher: str = ""
+    teacher_share: float = 0.0
+    teacher_views: int = 1
 
     def __post_init__(self) -> None:
+        _check(0 <= self.teacher_share <= 1, f"teacher_share {self.teacher_share:g} is not in 0..1")
+        _check(1 <= self.teacher_views <= 8, f"teacher_views {self.teacher_views} is not in 1..8")
+        _check(
+            bool(self.teacher) == bool(self.teacher_share), "teacher and teacher_share go together: give both or none"
+        )
         _check(self.msfr_weight >= 0, f"msfr_weight {self.msfr_weight:g} is below 0")
         # Below, its square is lost in float32.
         _check(not self.epsilon or 1e-6 <= self.epsilon <= 1, f"epsilon {self.epsilon:g} is not 0 or in 1e-6..1")

@@ -42,6 +42,7 @@ from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.schedule import rate_factor
 from streamdeblur.training.state import has_state, load_state, make_folder, save_state
 from streamdeblur.training.stopping import Stop, World
+from streamdeblur.training.teacher import Teacher
 from streamdeblur.training.validation import Pairs, Scores, validate
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ _NO_HISTORY = (
     "data.workers",
 )
 
-#: Stream of random numbers of dropout (``batches`` has 1 and 2, ``feeds`` 3 and 5).
-_DROPOUT = 4
+#: Streams of random numbers of dropout and of what a teacher is shown (``batches`` has 1 and 2, ``feeds`` 3 and 5).
+_DROPOUT, _VIEWS = 4, 6
 
 
 class Trainer:
@@ -107,7 +108,18 @@ class Trainer:
         self._warm_from: int | None = None
         if begun:
             self._resume()
-        self._run = self._prepare()
+        compiled = self._compiles()
+        self._run = self._prepare(compiled)
+        self._teacher: Teacher | None = None
+        if recipe.loss.teacher:
+            self._teacher = Teacher(
+                recipe.loss.teacher,
+                recipe.loss.teacher_share,
+                device,
+                self._dtype,
+                views=recipe.loss.teacher_views,
+                compiled=compiled,
+            )
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -209,6 +221,8 @@ class Trainer:
             recipe=f"{self.step} steps of {r.data.batch * self.world.size} crops of {r.data.crop} px, "
             f"{r.optimizer.name}, peak learning rate {r.optimizer.lr:g}, {r.schedule.kind}, "
             f"MSFR weight {r.loss.msfr_weight:g}"
+            + f", {r.loss.teacher_share:.0%} of the target from {Path(r.loss.teacher).name}" * bool(r.loss.teacher)
+            + f" in {r.loss.teacher_views} orientations" * (r.loss.teacher_views > 1)
             + f", averaged with decay {r.optimizer.ema:g}" * bool(r.optimizer.ema)
             + f", zoom {r.data.zoom:g}" * (r.data.zoom < 1)
             + ", channels in any order" * r.data.channels
@@ -226,16 +240,19 @@ class Trainer:
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    def _compiles(self) -> bool:
+        if not self.recipe.compile:
+            return False
+        try:
+            require_compiler(self.world.device)
+        except DeviceError as e:  # else the first step would end in Inductor's own error
+            if self.world.main:
+                log.warning("steps are not compiled, and slower: %s", e.what)
+            return False
+        return True
+
+    def _prepare(self, compiled: bool) -> Callable[[Tensor], tuple[Tensor, ...]]:
         net: nn.Module = self.net
-        compiled = self.recipe.compile
-        if compiled:
-            try:
-                require_compiler(self.world.device)
-            except DeviceError as e:  # else the first step would end in Inductor's own error
-                compiled = False
-                if self.world.main:
-                    log.warning("steps are not compiled, and slower: %s", e.what)
         if compiled and self.world.device.type == "cpu":
             log.debug("%d convolutions run through kernels of our own", quicken(net, self._dtype))
         if self.world.size > 1:
@@ -265,7 +282,11 @@ class Trainer:
         device = self.world.device.type
         with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
             outputs = self._run(blur)
-        loss, parts = self._loss(outputs, sharp)
+        target = sharp
+        if self._teacher is not None:
+            dice = generator(self.recipe.seed, _VIEWS, self.step, self.world.rank)
+            target = self._teacher.targets(blur, sharp, dice)
+        loss, parts = self._loss(outputs, target)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)

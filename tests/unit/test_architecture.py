@@ -78,6 +78,7 @@ PORTABLE = (
             "shards",
             "state",
             "stopping",
+            "teacher",
             "trainer",
             "validation",
         )
