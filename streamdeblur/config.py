@@ -96,7 +96,11 @@ def memory_checked(text: str | None) -> str | None:
 class RestoreOptions(StrictModel):
     """What restores, and on which device."""
 
-    model: str | None = Field(None, description="Variant: see `streamdeblur models`. Default: the best that ships.")
+    model: str | None = Field(
+        None,
+        description="Variant: see `streamdeblur models`; NAME:8 averages a network over flips and "
+        "transposes. Default: the best that ships.",
+    )
     weights: str | None = Field(None, description="Checkpoint (.safetensors, or the authors' .pkl), or random:SEED.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps.")
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(

@@ -125,7 +125,11 @@ def verify(
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON on stdout.")
 @common
 def models(as_json: bool, quiet: bool, debug: bool) -> None:
-    """List the variants: parameters, work, receptive field, weights found."""
+    """List the variants: parameters, work, receptive field, weights found.
+
+    NAME:4 and NAME:8 are a network averaged over 4 flips, or over these and their transposes: better, and as many times
+    the work.
+    """
     _begin(debug)
     from streamdeblur.models.analysis import describe
 

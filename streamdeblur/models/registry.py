@@ -96,9 +96,17 @@ def variants() -> Mapping[str, Variant]:
 
 
 def resolve(name: str) -> Variant:
-    """The variant of that name; ``offset:R,G,B`` sets the step. Raises UsageError naming the nearest known name."""
+    """The variant of that name. Raises UsageError naming the nearest known name.
+
+    ``offset:R,G,B`` sets the step; ``NAME:4`` and ``NAME:8`` are the self-ensembles of any network.
+    """
     if name.startswith("offset:"):
         return replace(_VARIANTS["offset"], name=name, step=_parse_step(name))
+    plain = _VARIANTS.get(name[:-2])
+    if name.endswith((":4", ":8")) and plain and plain.config is not None and not plain.ensemble:
+        over = "4 flips" if name.endswith("4") else "4 flips and their transposes"
+        ensemble: Literal[4, 8] = 4 if name.endswith("4") else 8
+        return replace(plain, name=name, summary=f"{plain.name} averaged over {over}", ensemble=ensemble)
     found = _VARIANTS.get("mimo-unet-plus-plus" if name == "mimo-unet-plus-plus:4" else name)
     if found:
         return found

@@ -67,6 +67,23 @@ def test_every_variant_resolves_to_itself() -> None:
     assert resolve("mimo-unet-plus-plus:8").weights_name == "mimo-unet-plus"
 
 
+@pytest.mark.parametrize("passes", [4, 8])
+def test_every_network_has_its_self_ensembles(passes: int, tmp_path: Path) -> None:
+    variant = resolve(f"mimo-unet-small:{passes}")
+    assert (variant.name, variant.ensemble, variant.passes) == (f"mimo-unet-small:{passes}", passes, passes)
+    assert (variant.config, variant.weights_name) == (SMALL, "mimo-unet-small")
+    assert f"mimo-unet-small averaged over 4 flips{' and' * (passes == 8)}" in variant.summary
+    checkpoint(tmp_path / "shipped" / "mimo-unet-small.safetensors", "mimo-unet-small", SMALL, 3, score=30.0)
+    found, expected = (
+        build(f"mimo-unet-small:{passes}"),
+        SelfEnsemble(build("mimo-unet-small"), 4 if passes == 4 else 8),
+    )
+    assert torch.equal(found.residual(image()), expected.residual(image()))
+    chosen = default_variant()
+    assert chosen is not None
+    assert chosen.name == "mimo-unet-small"  # what nobody asked for is no ensemble
+
+
 @pytest.mark.parametrize(
     ("name", "near"),
     [
@@ -76,6 +93,9 @@ def test_every_variant_resolves_to_itself() -> None:
         ("identiy", "identity?"),
         ("ofset", "offset?"),
         ("mimo-unet-plus-plus:5", "mimo-unet-plus-plus"),
+        ("mimo-unet-small:6", "mimo-unet-small?"),
+        ("mimo-unet-plus-plus:8:8", "mimo-unet-plus-plus:8?"),
+        ("identity:8", "identity?"),
     ],
 )
 def test_unknown_names_get_the_nearest(name: str, near: str) -> None:
