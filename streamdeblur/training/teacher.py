@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamdeblur.models import registry
 from streamdeblur.models.mimo_unet import network_from_state
@@ -49,7 +49,7 @@ class Teacher:
             quicken(net, dtype)
         self.share, self.views = share, views
         self._device, self._dtype = device.type, dtype
-        self._residual: Callable[[Tensor], Tensor] = torch.compile(_Residual(net)) if compiled else net.residual
+        self._residual: Callable[[Tensor], Tensor] = torch.compile(net.residual) if compiled else net.residual
 
     @torch.no_grad()
     def targets(self, blur: Tensor, sharp: Tensor, dice: np.random.Generator) -> Tensor:
@@ -77,15 +77,3 @@ def turned(x: Tensor, view: int) -> Tensor:
 def turned_back(x: Tensor, view: int) -> Tensor:
     """The inverse of ``turned``."""
     return (x.flip(-1) if view >= 4 else x).rot90(-view % 4, (-2, -1))
-
-
-class _Residual(nn.Module):
-    """The correction at full size alone, as a module for ``torch.compile``."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self._net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual: Tensor = self._net.residual(x)
-        return residual
