@@ -177,7 +177,7 @@ def _load(
         return _ours("", None, weights, place, precision, tiling)
     suffix = Path(word).suffix.lower()
     name, equals, own = word.partition("=")
-    if equals and name in registry.variants():
+    if equals and registry.knows(name):
         return _ours(word, name, own, place, precision, tiling)
     if suffix == ".pt2":
         return _exported(word, place, multiple)

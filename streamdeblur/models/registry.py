@@ -90,8 +90,12 @@ _VARIANTS = _table(
 )
 
 
+#: What a self-ensemble of so many passes averages over.
+_OVER = {"4": "4 flips", "8": "4 flips and their transposes"}
+
+
 def variants() -> Mapping[str, Variant]:
-    """Every variant by name, from cheap to dear; read-only."""
+    """Every variant with a name of its own, from cheap to dear; read-only. ``resolve`` knows more."""
     return _VARIANTS
 
 
@@ -102,17 +106,36 @@ def resolve(name: str) -> Variant:
     """
     if name.startswith("offset:"):
         return replace(_VARIANTS["offset"], name=name, step=_parse_step(name))
-    plain = _VARIANTS.get(name[:-2])
-    if name.endswith((":4", ":8")) and plain and plain.config is not None and not plain.ensemble:
-        over = "4 flips" if name.endswith("4") else "4 flips and their transposes"
-        ensemble: Literal[4, 8] = 4 if name.endswith("4") else 8
-        return replace(plain, name=name, summary=f"{plain.name} averaged over {over}", ensemble=ensemble)
+    base, _, passes = name.rpartition(":")
+    plain = _VARIANTS.get(base)
+    if passes in _OVER and plain is not None and plain.config is not None and not plain.ensemble:
+        return _ensemble(plain, name, 4 if passes == "4" else 8)
     found = _VARIANTS.get("mimo-unet-plus-plus" if name == "mimo-unet-plus-plus:4" else name)
     if found:
         return found
     near = difflib.get_close_matches(name.lower().replace("_", "-").replace("+", "-plus"), _VARIANTS, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"unknown model {name!r}", f"{guess}known: {', '.join(_VARIANTS)}")
+    raise UsageError(
+        f"unknown model {name!r}", f"{guess}known: {', '.join(_VARIANTS)}; and NAME:4, NAME:8 for means over flips"
+    )
+
+
+def knows(name: str) -> bool:
+    """Whether ``resolve`` finds a variant of that name."""
+    try:
+        resolve(name)
+    except UsageError:
+        return False
+    return True
+
+
+def _ensemble(plain: Variant, name: str, passes: Literal[4, 8]) -> Variant:
+    """The self-ensemble of a network; that of the table, where there is one: it is asked for by one name then."""
+    for row in _VARIANTS.values():
+        if (row.ensemble, row.weights_name, row.config) == (passes, plain.weights_name, plain.config):
+            return row
+    summary = f"{plain.name} averaged over {_OVER[str(passes)]}"
+    return replace(plain, name=name, summary=summary, ensemble=passes)
 
 
 def _parse_step(name: str) -> tuple[float, float, float]:

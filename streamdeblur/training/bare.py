@@ -1,7 +1,8 @@
 """``python -m streamdeblur.training.bare RECIPE.json -o RUN``: train where only torch, numpy and safetensors are.
 
 RECIPE.json is the ``recipe.json`` of a run or what ``streamdeblur train --print-recipe`` prints; its crops and
-validation sets must be shards (``streamdeblur prepare``), their paths relative to the current folder.
+validation sets must be shards (``streamdeblur prepare``), their paths relative to the current folder. So is that of a
+teacher, which has to travel, too.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from streamdeblur.training.synthesis.sources import Crop, CropSource, PairsSourc
 from streamdeblur.training.synthesis.turn import room, turn
 from streamdeblur.training.validation import Pairs
 
-#: Streams of random numbers of the sources (``batches`` has 1 and 2, ``trainer`` 4).
+#: Streams of random numbers of the sources (``batches`` has 1 and 2, ``trainer`` 4 and 6).
 _SAMPLE, _PAIRS = 3, 5
 
 

@@ -106,6 +106,7 @@ class Loss:
     def __post_init__(self) -> None:
         _check(0 <= self.teacher_share <= 1, f"teacher_share {self.teacher_share:g} is not in 0..1")
         _check(1 <= self.teacher_views <= 8, f"teacher_views {self.teacher_views} is not in 1..8")
+        _check(bool(self.teacher) or self.teacher_views == 1, f"teacher_views {self.teacher_views} needs a teacher")
         _check(
             bool(self.teacher) == bool(self.teacher_share), "teacher and teacher_share go together: give both or none"
         )

@@ -43,7 +43,7 @@ class Teacher:
         compiled: bool = False,
     ) -> None:
         state, metadata = registry.read_weights(path)
-        net = network_from_state(metadata.config, {k: v.float() for k, v in state.items()}).eval().requires_grad_(False)
+        net = network_from_state(metadata.config, state).eval().requires_grad_(False)
         net = net.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compiled and device.type == "cpu":
             quicken(net, dtype)
@@ -58,12 +58,13 @@ class Teacher:
         dice: draws the orientations. Crops that are given sharp stay as they are: what a teacher does to those is
         nothing to learn.
         """
-        views = dice.choice(ORIENTATIONS, self.views, replace=False).tolist()
-        seen = torch.cat([turned(blur, view) for view in views]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32):
-            residual = self._residual(seen).float()
-        parts = [turned_back(part, view) for part, view in zip(residual.chunk(len(views)), views, strict=True)]
-        towards = torch.lerp(sharp, blur + torch.stack(parts).mean(0), self.share)
+        total = torch.zeros_like(blur)
+        for view in dice.choice(ORIENTATIONS, self.views, replace=False).tolist():  # in turn: memory is that of one
+            seen = turned(blur, view).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32):
+                residual = self._residual(seen)
+            total += turned_back(residual, view)
+        towards = torch.lerp(sharp, blur + total / self.views, self.share)
         same = (blur == sharp).flatten(1).all(1)
         return torch.where(same[:, None, None, None], sharp, towards)
 

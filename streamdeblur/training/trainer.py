@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streamdeblur import heap
-from streamdeblur.errors import DeviceError, TrainingError, UsageError
+from streamdeblur.errors import DeviceError, TrainingError, UsageError, WeightsError
 from streamdeblur.models.checkpoint import Metadata, save_checkpoint
 from streamdeblur.restore.engines import resolve_precision
 from streamdeblur.restore.engines.compiled import require_compiler
@@ -110,16 +110,7 @@ class Trainer:
             self._resume()
         compiled = self._compiles()
         self._run = self._prepare(compiled)
-        self._teacher: Teacher | None = None
-        if recipe.loss.teacher:
-            self._teacher = Teacher(
-                recipe.loss.teacher,
-                recipe.loss.teacher_share,
-                device,
-                self._dtype,
-                views=recipe.loss.teacher_views,
-                compiled=compiled,
-            )
+        self._teacher = self._hire(compiled)
 
     # --- state -------------------------------------------------------------------------------------------------------
 
@@ -181,11 +172,14 @@ class Trainer:
         # Keys that came after the state was written had their defaults.
         old = _flat(json.loads(Recipe.from_json(json.dumps(before)).to_json()))
         for key, value in _flat(_plain(asdict(self.recipe))).items():
+            if key == "loss.teacher" and Path(value).name == Path(old.get(key, "")).name:
+                continue  # another place of the same file; no path goes into what others get
             if key in old and old[key] != value:
                 if self.world.main:
                     log.warning("resumed with another %s than before: %s, was %s", key, value, old[key])
                 if not key.startswith(_NO_HISTORY):
-                    self._history.append(f"{key} {old[key]} until step {self.step}")
+                    was = Path(old[key]).name or "none" if key == "loss.teacher" else old[key]
+                    self._history.append(f"{key} {was} until step {self.step}")
 
     def save(self) -> None:
         """Write the state and the averaged weights. On the main process; the others do nothing."""
@@ -260,14 +254,39 @@ class Trainer:
             net = nn.parallel.DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)
         return torch.compile(net) if compiled else net
 
+    def _hire(self, compiled: bool) -> Teacher | None:
+        wanted = self.recipe.loss
+        if not wanted.teacher or self.step >= self.recipe.steps:  # a run that is done needs none, nor its file
+            return None
+        try:
+            return Teacher(
+                wanted.teacher,
+                wanted.teacher_share,
+                self.world.device,
+                self._dtype,
+                views=wanted.teacher_views,
+                compiled=compiled,
+            )
+        except WeightsError as e:
+            raise WeightsError(f"loss.teacher: {e.what}", e.hint) from e
+
+    def _target(self, blur: Tensor, sharp: Tensor) -> Tensor:
+        """What the step makes of ``blur`` shall be like: the sharp side, or on the way to what the teacher makes of it.
+
+        The orientations are of seed and step alone: two processes see what one with twice the batch would.
+        """
+        if self._teacher is None:
+            return sharp
+        return self._teacher.targets(blur, sharp, generator(self.recipe.seed, _VIEWS, self.step))
+
     def _rate(self) -> float:
         factor = rate_factor(self.recipe.schedule, self.step)
         if self._warm_from is not None:  # no moments came with the state: let Adam gather new ones first
             factor *= min(1.0, (self.step - self._warm_from + 1) / (self.recipe.schedule.warmup + 1))
         return self.recipe.optimizer.lr * factor
 
-    def train_step(self, blur: Tensor, sharp: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """One update. blur, sharp: (N, 3, H, W) float32 in [0, 1] on the run's device, channels_last for speed.
+    def train_step(self, blur: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """One update. blur, target: (N, 3, H, W) float32 in [0, 1] on the run's device, channels_last for speed.
 
         Returns the loss, its parts and the norm of the gradient before clipping: scalars on the device, not waited for.
         ``step`` is the caller's to count.
@@ -282,10 +301,6 @@ class Trainer:
         device = self.world.device.type
         with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
             outputs = self._run(blur)
-        target = sharp
-        if self._teacher is not None:
-            dice = generator(self.recipe.seed, _VIEWS, self.step, self.world.rank)
-            target = self._teacher.targets(blur, sharp, dice)
         loss, parts = self._loss(outputs, target)
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
@@ -330,10 +345,11 @@ class Trainer:
                     self.save()
                     break
                 meter.waited += time.monotonic() - waited
-                loss, parts, norm = self.train_step(blur, sharp)
+                target = self._target(blur, sharp)
+                loss, parts, norm = self.train_step(blur, target)
                 # The loss of the step before is looked at while the device works on this one.
                 self._check(pending)
-                pending = _Done(loss, norm, blur, sharp)
+                pending = _Done(loss, norm, {"blur": blur, "sharp": sharp, "target": target})
                 meter.add(loss, parts, norm)
                 self.step += 1
                 if self.step % r.log_every == 0 or self.step == r.steps:
@@ -384,12 +400,16 @@ class Trainer:
         if not wrong:
             return
         path = self.folder / f"not-a-number-{self.world.rank}.safetensors"
-        batch = {"blur": pending.blur.contiguous().cpu(), "sharp": pending.sharp.contiguous().cpu()}
+        batch = {name: crops.contiguous().cpu() for name, crops in pending.batch.items()}
+        if self._teacher is None:
+            del batch["target"]
         with contextlib.suppress(OSError, SafetensorError):
             save_file(batch, path, {"step": str(self.step), **{k: str(v) for k, v in values.items()}})
         raise TrainingError(
             f"the {wrong[0][0]} became {wrong[0][1]} at step {self.step}; its batch is in {path}",
-            "lower lr or set clip; the state before it is kept",
+            "lower lr or set clip; the state before it is kept"
+            if not self._teacher or bool(torch.isfinite(batch["target"]).all())
+            else f"what the teacher makes of it is no number in {self.recipe.precision}: try precision fp32",
         )
 
     def _report(self, meter: Meter, started: float, before: int) -> None:
@@ -443,8 +463,8 @@ class _Done:
     They leave a GPU by themselves: who looks at them waits for this step, and not for the next, which is at work then.
     """
 
-    def __init__(self, loss: Tensor, norm: Tensor, blur: Tensor, sharp: Tensor) -> None:
-        self.blur, self.sharp = blur, sharp
+    def __init__(self, loss: Tensor, norm: Tensor, batch: dict[str, Tensor]) -> None:
+        self.batch = batch
         self._numbers = torch.stack([loss.float(), norm.float()])
         self._copied: torch.cuda.Event | None = None
         if self._numbers.is_cuda:

@@ -202,11 +202,17 @@ def torchrun(place: Path, output: str, *more: str) -> subprocess.CompletedProces
     )
 
 
-def test_two_processes_are_one_with_twice_the_batch(place: Path) -> None:
-    done = torchrun(place, "two", "--json")
+@pytest.mark.parametrize("taught", [False, True])
+def test_two_processes_are_one_with_twice_the_batch(place: Path, taught: bool) -> None:
+    more: tuple[str, ...] = ()
+    if taught:
+        assert train(place, "teacher", "--set", "seed=5", "--set", "steps=4").returncode == 0
+        of = {"teacher": "teacher/last.safetensors", "teacher_share": 0.9, "teacher_views": 2}
+        more = tuple(word for key, value in of.items() for word in ("--set", f"loss.{key}={value}"))
+    done = torchrun(place, "two", "--json", *more)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["step"] == 12  # printed once
-    assert train(place, "one", "--set", "data.batch=4").returncode == 0
+    assert train(place, "one", "--set", "data.batch=4", *more).returncode == 0
     two, one = tensors(place / "two"), tensors(place / "one")
     assert set(two) == set(one)
     start = tensors_at_start(place)
@@ -216,8 +222,8 @@ def test_two_processes_are_one_with_twice_the_batch(place: Path) -> None:
             assert moved > 1e-3
             torch.testing.assert_close(two[name], value, rtol=0, atol=0.02 * moved)
     # and a resume on two processes is exact
-    assert torchrun(place, "halves", "--set", "steps=6").returncode == 0
-    again = torchrun(place, "halves")
+    assert torchrun(place, "halves", "--set", "steps=6", *more).returncode == 0
+    again = torchrun(place, "halves", *more)
     assert again.returncode == 0, again.stderr
     assert_equal(place / "two", place / "halves")
     assert [x["step"] for x in read_log(place / "halves") if "loss" in x] == list(range(1, 13))

@@ -15,6 +15,7 @@ from streamdeblur.evaluation.onnx_files import count_parameters
 from streamdeblur.evaluation.restorers import load_candidates
 from streamdeblur.models import registry
 from streamdeblur.models.checkpoint import Metadata, save_checkpoint
+from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig
 from streamdeblur.models.random_weights import random_state
 
@@ -88,6 +89,16 @@ def test_self_ensemble_counts_every_pass() -> None:
     assert four.gflop(x) == pytest.approx(4 * base)
     assert eight.gflop(x) == pytest.approx(8 * base)
     assert plain.parameters == four.parameters == eight.parameters
+
+
+def test_self_ensembles_of_any_network_take_weights_of_their_own() -> None:
+    one, other = load_candidates(["mimo-unet-small:8=random:5", "mimo-unet-small:8=random:6"], precision="fp32")
+    x = image()
+    expected = SelfEnsemble(registry.build("mimo-unet-small", "random:5"), 8).residual(x) + x
+    torch.testing.assert_close(one(x), expected, rtol=0, atol=1e-5)
+    assert (one(x) - other(x)).abs().max() > 1e-4
+    with pytest.raises(WeightsError, match=r"no weights file missing\.safetensors"):
+        load_candidates(["mimo-unet-small:8=missing.safetensors"])
 
 
 def test_a_checkpoint_brings_its_own_variant(tmp_path: Path) -> None:

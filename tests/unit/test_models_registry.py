@@ -81,6 +81,9 @@ def test_every_network_has_its_self_ensembles(passes: int, tmp_path: Path) -> No
     assert torch.equal(found.residual(image()), expected.residual(image()))
     chosen = default_variant()
     assert chosen is not None
+    assert registry.knows(variant.name)
+    assert not registry.knows("mimo-unet-small:3")
+    assert resolve(f"mimo-unet-plus:{passes}") is resolve(f"mimo-unet-plus-plus{':8' * (passes == 8)}")
     assert chosen.name == "mimo-unet-small"  # what nobody asked for is no ensemble
 
 

@@ -116,6 +116,7 @@ def test_training_configs_of_the_repository(path: Path, monkeypatch: pytest.Monk
     assert registry.resolve(recipe.model).config == architecture(recipe)
     assert recipe.licence != "unknown"
     assert recipe.training_data != "unknown"
+    assert not recipe.loss.teacher or (CONFIGS.parent / recipe.loss.teacher).is_file()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("prepare*.yaml")), ids=lambda p: p.name)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from streamdeblur.errors import WeightsError
+from streamdeblur.errors import TrainingError, WeightsError
 from streamdeblur.models.checkpoint import Metadata, read_metadata, save_checkpoint
 from streamdeblur.models.ensemble import SelfEnsemble
 from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig, network_from_state
@@ -151,6 +152,46 @@ def test_a_state_from_before_there_were_teachers_goes_on(shards: Path, tmp_path:
     assert Recipe.from_json(json.dumps(values)) == r
 
 
+def test_a_run_that_is_done_needs_its_teacher_no_more(shards: Path, checkpoint: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "else" / checkpoint.name
+    moved.parent.mkdir()
+    moved.write_bytes(checkpoint.read_bytes())
+    r = recipe(shards, steps=3, loss=Loss(teacher=str(moved), teacher_share=0.5))
+    trained(r, tmp_path / "run", 2)
+    elsewhere = replace(r, loss=replace(r.loss, teacher=str(checkpoint)))
+    trained(elsewhere, tmp_path / "run")  # the same file at another place: no other training
+    assert not read_metadata(tmp_path / "run" / "last.safetensors").extra["history"]
+    moved.unlink()
+    assert trained(r, tmp_path / "run").step == 3
+    with pytest.raises(WeightsError, match=r"^loss\.teacher: there is no weights file .*; check the path"):
+        trained(r, tmp_path / "new")
+
+
+def test_another_teacher_is_remembered_by_its_name(shards: Path, checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(checkpoint.read_bytes())
+    r = recipe(shards, steps=4, loss=Loss(teacher=str(checkpoint), teacher_share=0.5))
+    trained(r, tmp_path / "run", 2)
+    trained(replace(r, loss=Loss(teacher=str(other), teacher_share=0.5)), tmp_path / "run")
+    history = read_metadata(tmp_path / "run" / "last.safetensors").extra["history"]
+    assert history == "loss.teacher teacher.safetensors until step 2"
+
+
+def test_a_teacher_whose_results_are_no_numbers_is_named(shards: Path, checkpoint: Path, tmp_path: Path) -> None:
+    net = network(7)
+    with torch.no_grad():
+        net.head1.bias.fill_(3e38)  # twice that is no float32
+    path = tmp_path / "broken.safetensors"
+    save_checkpoint(path, net.state_dict(), Metadata("mimo-unet-small", OTHER))
+    r = recipe(shards, loss=Loss(teacher=str(path), teacher_share=0.5, teacher_views=2))
+    with pytest.raises(TrainingError, match="what the teacher makes of it is no number in fp32"):
+        trained(r, tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "not-a-number-0.safetensors")
+    assert set(saved) == {"blur", "sharp", "target"}
+    assert torch.isfinite(saved["sharp"]).all()
+    assert not torch.isfinite(saved["target"]).all()
+
+
 def test_a_file_that_is_no_checkpoint_is_said_at_once(shards: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "teacher.safetensors"
     wrong.write_bytes(b"no checkpoint")
@@ -166,6 +207,7 @@ def test_a_file_that_is_no_checkpoint_is_said_at_once(shards: Path, tmp_path: Pa
         ({"teacher": "x", "teacher_share": 1.5}, "teacher_share 1.5 is not in 0..1"),
         ({"teacher": "x", "teacher_share": -0.1}, "teacher_share -0.1 is not in 0..1"),
         ({"teacher": "x", "teacher_share": 0.5, "teacher_views": 9}, "teacher_views 9 is not in 1..8"),
+        ({"teacher_views": 2}, "teacher_views 2 needs a teacher"),
         ({"teacher": "x"}, "teacher and teacher_share go together"),
         ({"teacher_share": 0.5}, "teacher and teacher_share go together"),
     ],
