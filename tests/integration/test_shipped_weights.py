@@ -23,8 +23,8 @@ pytestmark = pytest.mark.integration
 FILES = sorted(registry.weights_folder().glob("*.safetensors"))
 
 
-def test_weights_ship_for_two_variants_and_jobs_take_the_better() -> None:
-    assert {"mimo-unet-small", "mimo-unet-medium"} <= {f.stem for f in FILES}
+def test_weights_ship_for_three_variants_and_jobs_take_the_best() -> None:
+    assert {"mimo-unet-small", "mimo-unet-medium", "mimo-unet"} == {f.stem for f in FILES}
     best = default_variant()
     assert best is not None
     assert best.name == max(FILES, key=lambda f: read_metadata(f).score or 0.0).stem
