@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from streamdeblur.errors import DeviceError, TrainingError
+from streamdeblur.models.checkpoint import Metadata, save_checkpoint
+from streamdeblur.models.mimo_unet import MIMOUNetConfig
+from streamdeblur.models.random_weights import random_state
 from streamdeblur.restore.engines.compiled import require_compiler
+from streamdeblur.restore.engines.devices import PRECISIONS
 from streamdeblur.training.batches import ShardBatches, augment
 from streamdeblur.training.networks import initial_network
 from streamdeblur.training.outcome import Progress
 from streamdeblur.training.recipe import Data, Optimizer, Recipe, Schedule
+from streamdeblur.training.teacher import Teacher
 from streamdeblur.training.trainer import Trainer
 from streamdeblur.training.validation import Scores, validate
 from tests.training import pair, recipe, write_shards
@@ -105,6 +111,25 @@ def test_steps_are_those_of_the_cpu(shards: Path, tmp_path: Path, optimizer: Any
     moved = mean_distance(weights(by_cpu), [p.detach() for p in initial_network(r).parameters()])
     assert moved > 1e-4
     assert mean_distance(weights(by_gpu), weights(by_cpu)) < 0.1 * moved
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_teacher_shows_what_it_shows_on_the_cpu(tmp_path: Path, precision: str) -> None:
+    config = MIMOUNetConfig(width=8, blocks=1)
+    state = random_state(config, 7)
+    state["head1.weight"] = state["head1.weight"] * 20
+    path = tmp_path / "teacher.safetensors"
+    save_checkpoint(path, state, Metadata("mimo-unet-small", config))
+    dice = torch.Generator().manual_seed(0)
+    blur, sharp = (torch.rand((2, 3, 16, 16), generator=dice) for _ in range(2))
+    found = []
+    for place, dtype in ((torch.device("cpu"), torch.float32), (torch.device(DEVICE), PRECISIONS[precision])):
+        teacher = Teacher(str(path), 0.9, place, dtype, views=3)
+        got = teacher.targets(blur.to(place), sharp.to(place), np.random.default_rng(4))
+        assert (got.device.type, got.dtype) == (place.type, torch.float32)
+        found.append(got.cpu())
+    assert (found[0] - sharp).abs().mean() > 0.1
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4 if precision == "fp32" else 0.05)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
