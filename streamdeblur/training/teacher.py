@@ -2,8 +2,7 @@
 
 Most of what a sharp picture differs in from the blurred one can't be known from it, and as noise in the gradient it
 hides the rest. What a network makes of the picture can all be known from it: it is learned from fewer crops. And the
-mean of what it makes of a picture that is flipped and turned is better than what it makes of one: so a network can
-learn from itself.
+mean of what it makes of a picture that is flipped and turned is better than what it makes of one.
 """
 
 from __future__ import annotations

@@ -409,7 +409,7 @@ class Trainer:
             f"the {wrong[0][0]} became {wrong[0][1]} at step {self.step}; its batch is in {path}",
             "lower lr or set clip; the state before it is kept"
             if not self._teacher or bool(torch.isfinite(batch["target"]).all())
-            else f"what the teacher makes of it is no number in {self.recipe.precision}: try precision fp32",
+            else "what the teacher makes of it is no number: take another one, or precision fp32",
         )
 
     def _report(self, meter: Meter, started: float, before: int) -> None:

@@ -184,7 +184,7 @@ def test_a_teacher_whose_results_are_no_numbers_is_named(shards: Path, checkpoin
     path = tmp_path / "broken.safetensors"
     save_checkpoint(path, net.state_dict(), Metadata("mimo-unet-small", OTHER))
     r = recipe(shards, loss=Loss(teacher=str(path), teacher_share=0.5, teacher_views=2))
-    with pytest.raises(TrainingError, match="what the teacher makes of it is no number in fp32"):
+    with pytest.raises(TrainingError, match="what the teacher makes of it is no number"):
         trained(r, tmp_path / "run")
     saved = load_file(tmp_path / "run" / "not-a-number-0.safetensors")
     assert set(saved) == {"blur", "sharp", "target"}
