@@ -9,9 +9,23 @@ from torch import Tensor
 
 from streamdeblur.models.base import ResidualModel
 
+#: Symmetries of the square: flips, and the same after a transposition.
+SYMMETRIES = 8
 
-def _flip(x: Tensor, horizontal: bool, vertical: bool) -> Tensor:
-    axes = [axis for axis, wanted in ((-1, horizontal), (-2, vertical)) if wanted]
+
+def oriented(x: Tensor, view: int) -> Tensor:
+    """Symmetry ``view`` of pictures (..., H, W): 0 is none, 1 to 3 are flips, 4 to 7 the same of (..., W, H)."""
+    return _flip(x.transpose(-1, -2) if view >= 4 else x, view)
+
+
+def oriented_back(x: Tensor, view: int) -> Tensor:
+    """The inverse of ``oriented``."""
+    x = _flip(x, view)
+    return x.transpose(-1, -2) if view >= 4 else x
+
+
+def _flip(x: Tensor, view: int) -> Tensor:
+    axes = [axis for axis, bit in ((-2, 1), (-1, 2)) if view & bit]
     return x.flip(axes) if axes else x
 
 
@@ -40,11 +54,7 @@ class SelfEnsemble(ResidualModel):
         nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         layout = torch.channels_last if nhwc else torch.contiguous_format
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32), memory_format=layout)
-        for transposed in (False, True)[: self.transforms // 4]:
-            source = x.transpose(-1, -2) if transposed else x
-            for horizontal in (False, True):
-                for vertical in (False, True):
-                    seen = _flip(source, horizontal, vertical).contiguous(memory_format=layout)
-                    back = _flip(self.net.residual(seen), horizontal, vertical)
-                    total += back.transpose(-1, -2) if transposed else back
+        for view in range(self.transforms):
+            seen = oriented(x, view).contiguous(memory_format=layout)
+            total += oriented_back(self.net.residual(seen), view)
         return total.div_(self.transforms).to(x.dtype)

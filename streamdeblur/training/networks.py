@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -40,6 +43,29 @@ def initial_network(recipe: Recipe) -> MIMOUNet:
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         return MIMOUNet(config)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the checkpoint that a run began from says of itself: what comes of it carries that on.
+
+    name: of its file, without folders, as others will read it.
+    """
+
+    name: str
+    recipe: str
+    training_data: str
+    licence: str
+
+
+def origin(recipe: Recipe) -> Origin | None:
+    """Of ``recipe.start``; None where there is none. Raises WeightsError for a file that is no checkpoint."""
+    if not recipe.start:
+        return None
+    _, about = registry.read_weights(recipe.start)
+    history = about.extra.get("history", "")
+    made = f"{about.recipe} ({history})" if history else about.recipe
+    return Origin(Path(recipe.start).name, made, about.training_data, about.licence)
 
 
 class Averaged:

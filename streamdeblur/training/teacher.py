@@ -14,11 +14,9 @@ import torch
 from torch import Tensor
 
 from streamdeblur.models import registry
+from streamdeblur.models.ensemble import SYMMETRIES, oriented, oriented_back
 from streamdeblur.models.mimo_unet import network_from_state
 from streamdeblur.training.convolutions import quicken
-
-#: Flips and quarter turns of a square.
-ORIENTATIONS = 8
 
 
 class Teacher:
@@ -58,22 +56,11 @@ class Teacher:
         nothing to learn.
         """
         total = torch.zeros_like(blur)
-        for view in dice.choice(ORIENTATIONS, self.views, replace=False).tolist():  # in turn: memory is that of one
-            seen = turned(blur, view).contiguous(memory_format=torch.channels_last)
+        for view in dice.choice(SYMMETRIES, self.views, replace=False).tolist():  # in turn: memory is that of one
+            seen = oriented(blur, view).contiguous(memory_format=torch.channels_last)
             with torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32):
                 residual = self._residual(seen)
-            total += turned_back(residual, view)
+            total += oriented_back(residual, view)
         towards = torch.lerp(sharp, blur + total / self.views, self.share)
         same = (blur == sharp).flatten(1).all(1)
         return torch.where(same[:, None, None, None], sharp, towards)
-
-
-def turned(x: Tensor, view: int) -> Tensor:
-    """Orientation ``view`` (0 to 7, 0 is as it is) of pictures (..., side, side)."""
-    x = x.rot90(view % 4, (-2, -1))
-    return x.flip(-1) if view >= 4 else x
-
-
-def turned_back(x: Tensor, view: int) -> Tensor:
-    """The inverse of ``turned``."""
-    return (x.flip(-1) if view >= 4 else x).rot90(-view % 4, (-2, -1))

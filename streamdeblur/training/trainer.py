@@ -35,7 +35,7 @@ from streamdeblur.training.batches import Ahead, Batches, augment, generator
 from streamdeblur.training.convolutions import quicken
 from streamdeblur.training.losses import DeblurLoss
 from streamdeblur.training.meter import Meter
-from streamdeblur.training.networks import Averaged, initial_network
+from streamdeblur.training.networks import Averaged, Origin, initial_network, origin
 from streamdeblur.training.optimizers import make_optimizer
 from streamdeblur.training.outcome import Observer, Outcome, Progress
 from streamdeblur.training.recipe import Recipe
@@ -91,7 +91,9 @@ class Trainer:
         self._observers = observers if self.world.main else ()
         # A run that goes on brings its own weights; the checkpoint that it began from may be gone.
         begun = self._begun()
-        net = initial_network(dataclasses.replace(recipe, start="") if begun else recipe)
+        first = dataclasses.replace(recipe, start="") if begun else recipe
+        net = initial_network(first)
+        self._origin = origin(first)
         self._dtype = self._same_everywhere(resolve_precision(recipe.precision, device, net))
         self.net = net.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.averaged = Averaged(self.net, recipe.optimizer.ema)
@@ -141,6 +143,7 @@ class Trainer:
         self.step, self.best, self._validated = values["step"], values["best"], values.get("validated")
         self._reliable = bool(values.get("reliable"))
         self._history = list(values.get("history", ()))
+        self._origin = Origin(**values["origin"]) if values.get("origin") else None
         self._say_changes(values["recipe"])
         self.net.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items() if k.startswith("model/")})
         self.averaged.net.load_state_dict(
@@ -172,14 +175,13 @@ class Trainer:
         # Keys that came after the state was written had their defaults.
         old = _flat(json.loads(Recipe.from_json(json.dumps(before)).to_json()))
         for key, value in _flat(_plain(asdict(self.recipe))).items():
-            if key == "loss.teacher" and Path(value).name == Path(old.get(key, "")).name:
-                continue  # another place of the same file; no path goes into what others get
-            if key in old and old[key] != value:
-                if self.world.main:
-                    log.warning("resumed with another %s than before: %s, was %s", key, value, old[key])
-                if not key.startswith(_NO_HISTORY):
-                    was = Path(old[key]).name or "none" if key == "loss.teacher" else old[key]
-                    self._history.append(f"{key} {was} until step {self.step}")
+            if key not in old or old[key] == value:
+                continue
+            if self.world.main:
+                log.warning("resumed with another %s than before: %s, was %s", key, value, old[key])
+            was = _named(key, old[key])
+            if was != _named(key, value) and not key.startswith(_NO_HISTORY):
+                self._history.append(f"{key} {was} until step {self.step}")
 
     def save(self) -> None:
         """Write the state and the averaged weights. On the main process; the others do nothing."""
@@ -198,6 +200,7 @@ class Trainer:
             "reliable": self._reliable,
             "validated": self._validated,
             "history": self._history,
+            "origin": self._origin and asdict(self._origin),
             "architecture": asdict(self.net.config),
             "recipe": _plain(asdict(self.recipe)),
             "scaler": self._scaler.state_dict(),
@@ -207,11 +210,11 @@ class Trainer:
         self._checkpoint(self.folder / "last.safetensors", None)
 
     def _checkpoint(self, path: Path, scores: Scores | None) -> None:
-        r = self.recipe
+        r, before = self.recipe, self._origin
         metadata = Metadata(
             variant=r.model,
             config=self.net.config,
-            training_data=r.training_data,
+            training_data=_with(r.training_data, before.training_data if before else ""),
             recipe=f"{self.step} steps of {r.data.batch * self.world.size} crops of {r.data.crop} px, "
             f"{r.optimizer.name}, peak learning rate {r.optimizer.lr:g}, {r.schedule.kind}, "
             f"MSFR weight {r.loss.msfr_weight:g}"
@@ -220,10 +223,11 @@ class Trainer:
             + f", averaged with decay {r.optimizer.ema:g}" * bool(r.optimizer.ema)
             + f", zoom {r.data.zoom:g}" * (r.data.zoom < 1)
             + ", channels in any order" * r.data.channels
-            + f", exposure {r.data.exposure:g}" * (r.data.exposure < 1),
+            + f", exposure {r.data.exposure:g}" * (r.data.exposure < 1)
+            + (f"; from {before.name}: {before.recipe}" if before else ""),
             score=None if scores is None else round(scores.score, 4),
             score_note="" if scores is None else scores.note,
-            licence=r.licence,
+            licence=_with(r.licence, before.licence if before else ""),
             extra={
                 "preview": "never validated" if scores is None else scores.shortfall,
                 "history": "; ".join(self._history),
@@ -486,6 +490,21 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
     return flat
+
+
+def _named(key: str, value: Any) -> Any:
+    """A value of ``_flat`` with names in place of paths: a checkpoint is for others, on other machines."""
+    if key in ("start", "loss.teacher"):
+        return Path(value).name or "none"
+    if key == "data.shards":
+        return [Path(path).name for path in value]
+    if key == "data.sources":
+        return [{**source, "path": Path(source["path"]).name} for source in value]
+    return value
+
+
+def _with(text: str, earlier: str) -> str:
+    return text if earlier in text else f"{text}; {earlier}"
 
 
 def _plain(value: Any) -> Any:

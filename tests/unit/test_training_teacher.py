@@ -15,13 +15,13 @@ from torch import Tensor
 
 from streamdeblur.errors import TrainingError, WeightsError
 from streamdeblur.models.checkpoint import Metadata, read_metadata, save_checkpoint
-from streamdeblur.models.ensemble import SelfEnsemble
+from streamdeblur.models.ensemble import SYMMETRIES, SelfEnsemble, oriented, oriented_back
 from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig, network_from_state
 from streamdeblur.models.random_weights import random_state
 from streamdeblur.training.batches import ShardBatches
 from streamdeblur.training.recipe import Loss, Optimizer, Recipe, Schedule
 from streamdeblur.training.state import load_state
-from streamdeblur.training.teacher import ORIENTATIONS, Teacher, turned, turned_back
+from streamdeblur.training.teacher import Teacher
 from streamdeblur.training.trainer import Trainer
 from tests.training import recipe, write_shards
 
@@ -76,14 +76,14 @@ def test_few_orientations_are_drawn_anew_and_all_in_turn(checkpoint: Path) -> No
     blur, sharp = batch()
     teacher = Teacher(str(checkpoint), 1.0, CPU, torch.float32)
     with torch.no_grad():
-        each = [turned_back(network(7)(turned(blur, view))[-1], view) for view in range(ORIENTATIONS)]
+        each = [oriented_back(network(7)(oriented(blur, view))[-1], view) for view in range(SYMMETRIES)]
     drawn = set()
     for step in range(60):
         targets = teacher.targets(blur, sharp, np.random.default_rng(step))
         near = [view for view, one in enumerate(each) if torch.allclose(targets[0], one[0], atol=1e-5)]
         assert len(near) == 1
         drawn.update(near)
-    assert drawn == set(range(ORIENTATIONS))
+    assert drawn == set(range(SYMMETRIES))
     again = [teacher.targets(blur, sharp, np.random.default_rng(5)) for _ in range(2)]
     assert torch.equal(*again)
 

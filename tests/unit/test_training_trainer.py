@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -481,6 +482,45 @@ def test_fine_tuning_starts_from_a_checkpoint(shards: Path, tmp_path: Path) -> N
     # dropout has no parameters: it may differ
     dropped = initial_network(replace(r, architecture=TINY | {"dropout": 0.1}))
     assert dropped.config.dropout == 0.1
+
+
+def test_what_comes_of_a_checkpoint_says_where_it_began(shards: Path, tmp_path: Path) -> None:
+    config = MIMOUNetConfig(**TINY)
+    path = tmp_path / "start.safetensors"
+    before = Metadata(
+        "mimo-unet-small",
+        config,
+        training_data="streets",
+        recipe="9 steps",
+        licence="CC-BY",
+        extra={"history": "deepened from 1 to 2 residual blocks"},
+    )
+    save_checkpoint(path, network_from_state(config, random_state(config, 11)), before)
+    r = recipe(shards, start=str(path), steps=2, training_data="blocks", licence="CC0")
+    run(r, tmp_path / "run")
+    path.unlink()
+    run(replace(r, steps=3), tmp_path / "run")  # resumed, it still knows
+    about = read_metadata(tmp_path / "run" / "last.safetensors")
+    assert (about.training_data, about.licence) == ("blocks; streets", "CC0; CC-BY")
+    assert about.recipe.startswith("3 steps of 2 crops of 16 px, ")
+    assert about.recipe.endswith("; from start.safetensors: 9 steps (deepened from 1 to 2 residual blocks)")
+
+
+def test_no_path_of_a_machine_goes_into_a_checkpoint(shards: Path, tmp_path: Path) -> None:
+    config = MIMOUNetConfig(**TINY)
+    start, crops = tmp_path / "start.safetensors", tmp_path / "here" / "crops"
+    save_checkpoint(start, network_from_state(config, random_state(config, 11)), Metadata("mimo-unet-small", config))
+    shutil.copytree(shards, crops)
+    r = recipe(crops, start=str(start), steps=2)
+    run(r, tmp_path / "run")
+    moved = Path(shutil.copytree(crops, tmp_path / "there" / "crops"))
+    run(replace(r, steps=3, data=replace(r.data, shards=(str(moved),))), tmp_path / "run")
+    assert not read_metadata(tmp_path / "run" / "last.safetensors").extra["history"]
+    others = Path(shutil.copytree(crops, tmp_path / "there" / "others"))
+    run(replace(r, start="", steps=4, data=replace(r.data, shards=(str(others),))), tmp_path / "run")
+    about = read_metadata(tmp_path / "run" / "last.safetensors")
+    assert about.extra["history"] == "start start.safetensors until step 3; data.shards ['crops'] until step 3"
+    assert str(tmp_path) not in json.dumps(about.to_strings())
 
 
 # --- validation -------------------------------------------------------------------------------------------------
