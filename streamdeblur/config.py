@@ -306,11 +306,32 @@ def parse(model: type[M], values: Mapping[str, Any], origin: str = "") -> M:
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         name = ".".join(str(p) for p in first["loc"])
-        text = str(first["msg"]).removeprefix("Value error, ")
+        text = in_words(first["type"], first["msg"])
         secret = any(part in name for part in ("webhook", "mqtt", "token"))
         value = "" if secret else " " + _USERINFO.sub("://***@", repr(first["input"]))
         what = f"{name}{value}{where}: {text}" if name else f"{text}{where}"
         raise ConfigError(what) from e
+
+
+#: What pydantic says of a type, in the words of who writes YAML; by the beginning of its error's type.
+_WORDS = {
+    "tuple_": "give a list, as [A, B]",
+    "list_": "give a list, as [A, B]",
+    "set_": "give a list, as [A, B]",
+    "dict_": "give keys and values, as {KEY: VALUE}",
+    "mapping_": "give keys and values, as {KEY: VALUE}",
+    "dataclass_": "give keys and values, as {KEY: VALUE}",
+    "model_": "give keys and values, as {KEY: VALUE}",
+    "string_type": "give one text",
+    "path_type": "give one path",
+    "bool_": "give true or false",
+}
+
+
+def in_words(kind: str, message: str) -> str:
+    """A fault that pydantic found, as one would say it of a YAML file. kind, message: "type" and "msg" of its error."""
+    words = (words for beginning, words in _WORDS.items() if kind.startswith(beginning))
+    return next(words, message.removeprefix("Value error, "))
 
 
 def merge(model: type[M], file: Mapping[str, Any], given: Mapping[str, Any], origin: str) -> M:

@@ -23,7 +23,7 @@ from streamdeblur.training.monitor import JsonLog
 from streamdeblur.training.outcome import Observer, Progress
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.shards import Shard
-from streamdeblur.training.state import make_folder
+from streamdeblur.training.state import alone, make_folder
 from streamdeblur.training.trainer import Trainer
 from streamdeblur.training.validation import Scores
 
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         batches = ShardBatches(recipe.data, seed=recipe.seed, device=device)
         sets = [(s.name, Shard(s.path).pairs) for s in recipe.validation.sets]
         make_folder(given.output)
-        with contextlib.closing(batches), contextlib.closing(JsonLog(given.output)) as kept:
+        with alone(given.output), contextlib.closing(batches), contextlib.closing(JsonLog(given.output)) as kept:
             observers: list[Observer] = [_Lines(), kept]
             trainer = Trainer(recipe, given.output, batches, validation=sets, observers=observers, device=device)
             outcome = trainer.train(given.max_minutes)

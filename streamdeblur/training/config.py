@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from streamdeblur.config import load_yaml
+from streamdeblur.config import in_words, load_yaml
 from streamdeblur.errors import ConfigError
 from streamdeblur.training import recipe
 
@@ -43,7 +43,7 @@ def parse(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         name = ".".join(str(p) for p in first["loc"])
-        text = str(first["msg"]).removeprefix("Value error, ")
+        text = in_words(first["type"], first["msg"])
         given = "" if isinstance(first["input"], Mapping) else f" {first['input']!r}"
         raise ConfigError(f"{name}{given} in {where}: {text}" if name else f"{text} in {where}") from e
 

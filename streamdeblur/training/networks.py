@@ -19,7 +19,8 @@ def architecture(recipe: Recipe) -> MIMOUNetConfig:
     """The network that a recipe trains. Raises UsageError for a variant without one or a wrong switch."""
     variant = registry.resolve(recipe.model)
     if variant.config is None or variant.ensemble:
-        raise UsageError(f"model {recipe.model} is not trained", "train mimo-unet, -small or -plus")
+        trained = [v.name for v in registry.variants().values() if v.config is not None and not v.ensemble]
+        raise UsageError(f"model {recipe.model} is not trained", f"train {', '.join(trained[:-1])} or {trained[-1]}")
     try:
         return recipe.config(variant.config)
     except ValueError as e:

@@ -17,7 +17,7 @@ from streamdeblur.training.feeds import open_batches, open_validation
 from streamdeblur.training.monitor import open_observers
 from streamdeblur.training.outcome import Observer, Outcome
 from streamdeblur.training.recipe import Recipe
-from streamdeblur.training.state import make_folder
+from streamdeblur.training.state import alone, make_folder
 from streamdeblur.training.trainer import Trainer
 
 
@@ -40,8 +40,10 @@ def run_training(
     make_folder(folder)
     if threads is not None:
         torch.set_num_threads(threads)
-    with process_group(device) as place:
+    with process_group(device) as place, contextlib.ExitStack() as held:
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if rank == 0:
+            held.enter_context(alone(folder))
         cache = place if place.type == "cuda" else None
         batches = open_batches(recipe, rank=rank, world=world, device=cache)
         own: list[Observer] = list(open_observers(folder, tensorboard=tensorboard)) if rank == 0 else []

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from streamdeblur import interrupts
 from streamdeblur.errors import InputError, OutputError, UnreadableInput
 from streamdeblur.training.codec import Picture, decode, encode
+from streamdeblur.training.state import write_tensors
 
 FORMAT = "streamdeblur-shard"
 SUFFIX = ".shard"
@@ -85,7 +85,7 @@ class ShardWriter:
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         metadata = {**self.about, "format": FORMAT, "names": json.dumps(self._names)}
         try:
-            save_file(tensors, partial, metadata)
+            write_tensors(tensors, partial, metadata)
             partial.replace(target)
         except (OSError, SafetensorError) as e:
             partial.unlink(missing_ok=True)

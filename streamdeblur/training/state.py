@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from streamdeblur.errors import DiskFull, InputError, OutputError
+from streamdeblur.errors import DiskFull, InputError, OutputError, UsageError
 from streamdeblur.training.recipe import StateOptions
 
 FORMAT = "streamdeblur-training-state"
 INDEX = "state.json"
+
+#: Seconds to wait for a process that trains in the folder: one that was told to end may still be writing its state.
+_PATIENCE = 10.0
 
 
 def make_folder(folder: Path) -> None:
@@ -28,6 +34,46 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OutputError(f"{folder} can't be the folder of a run: {e.strerror}", "name another with -o") from e
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds ``folder`` for the run of this process: two in one folder would replace each other's states.
+
+    Waits a little for another to end. Where the file system has no locks, there is none. Raises UsageError where
+    another process trains there, and OutputError for a folder that can't be written.
+    """
+    try:
+        held = (folder / ".lock").open("a")
+    except OSError as e:
+        raise OutputError(f"can't write in the folder of the run {folder}: {e.strerror}", "name another with -o") from e
+    with held:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    break
+                if time.monotonic() > until:
+                    raise UsageError(
+                        f"another process trains in {folder}", "wait for it, stop it, or name another folder with -o"
+                    ) from e
+                time.sleep(0.2)
+            else:
+                break
+        yield
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file that others may read as far as the process's umask lets them; safetensors' own is private.
+
+    Raises OSError and SafetensorError.
+    """
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file(dict(tensors), path, dict(metadata) if metadata is not None else None)
+    path.chmod(mode)
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], options: StateOptions) -> None:
@@ -52,7 +98,7 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str,
             size += length
         files = [f"part-{k:03d}.safetensors" for k in range(len(parts))]
         for file, part in zip(files, parts, strict=True):
-            save_file(part, partial / file)
+            write_tensors(part, partial / file)
         text = json.dumps({"format": FORMAT, "files": files, "values": values}, indent=1)
         (partial / INDEX).write_text(text, encoding="utf-8")
         for file in [*files, INDEX]:
@@ -67,7 +113,8 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str,
         shutil.rmtree(partial, ignore_errors=True)
         full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
         kind = DiskFull if full else OutputError
-        raise kind(f"can't write the training state to {folder}: {e}", "the state before it is untouched") from e
+        kept = "the state before it is untouched" if (folder / INDEX).is_file() else "no state is kept yet"
+        raise kind(f"can't write the training state to {folder}: {e}", kept) from e
 
 
 def _pieces(tensors: Mapping[str, Tensor], options: StateOptions, limit: int) -> list[tuple[str, Tensor]]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from streamdeblur.errors import UsageError
+
 #: Seconds after the first signal from which Ctrl-C stops without saving.
 HURRY_AFTER = 2.0
 
@@ -33,10 +35,12 @@ class World:
 class Stop:
     """Whether to stop after this step: SIGTERM or SIGINT, or the time is up. Signals only on the main thread.
 
-    asked: gives the number of a signal that came by another way, 0 for none.
+    asked: gives the number of a signal that came by another way, 0 for none. Raises UsageError for a time that is none.
     """
 
     def __init__(self, max_minutes: float | None, asked: Callable[[], int]) -> None:
+        if max_minutes is not None and not max_minutes >= 0:  # NaN too, with which no time is ever up
+            raise UsageError(f"{max_minutes:g} minutes are no time to train", "give a number above 0, or none")
         self._asked = asked
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self._signal = 0

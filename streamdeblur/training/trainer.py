@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streamdeblur import heap
-from streamdeblur.errors import DeviceError, TrainingError, UsageError, WeightsError
+from streamdeblur.errors import DeviceError, StreamdeblurError, TrainingError, UsageError, WeightsError
 from streamdeblur.models.checkpoint import Metadata, save_checkpoint
 from streamdeblur.restore.engines import resolve_precision
 from streamdeblur.restore.engines.compiled import require_compiler
@@ -341,6 +341,10 @@ class Trainer:
                 waited = time.monotonic()
                 try:
                     blur, sharp = next(feed)
+                except StreamdeblurError:  # a picture that can't be read costs no steps
+                    self._check(pending)
+                    self._keep(before)
+                    raise
                 except RuntimeError:
                     stopped = stop.reason(world) if world.size == 1 else ""
                     if not stopped:
@@ -369,7 +373,11 @@ class Trainer:
                     self._check(pending)
                     pending = None
                     with meter.paused():
-                        scores = self._validate(stop) or scores
+                        try:
+                            scores = self._validate(stop) or scores
+                        except (StreamdeblurError, OSError):
+                            self._keep(before)
+                            raise
                     stopped = stop.reason(world)
                 if self.step % r.state.every == 0 or self.step == r.steps or stopped:
                     self._check(pending)
@@ -380,6 +388,11 @@ class Trainer:
                     break
         finished = self.step >= r.steps and (not self._validation or self._validated == self.step)
         return Outcome(self.step, finished, stopped, scores, self.best, self.folder, time.monotonic() - started)
+
+    def _keep(self, before: int) -> None:
+        """Save what was trained since step ``before``, on the way out of an error that has nothing to do with it."""
+        if self.step > before:
+            self.save()
 
     def _feed(self) -> Iterator[tuple[Tensor, Tensor]]:
         for step, crops in enumerate(self._batches.start(self.step), start=self.step):
@@ -409,9 +422,10 @@ class Trainer:
             del batch["target"]
         with contextlib.suppress(OSError, SafetensorError):
             save_file(batch, path, {"step": str(self.step), **{k: str(v) for k, v in values.items()}})
+        kept = "the state before it is kept" if has_state(self.folder / "last") else "no state was saved before it"
         raise TrainingError(
             f"the {wrong[0][0]} became {wrong[0][1]} at step {self.step}; its batch is in {path}",
-            "lower lr or set clip; the state before it is kept"
+            f"lower lr or set clip; {kept}"
             if not self._teacher or bool(torch.isfinite(batch["target"]).all())
             else "what the teacher makes of it is no number: take another one, or precision fp32",
         )

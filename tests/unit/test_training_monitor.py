@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from streamdeblur.errors import DiskFull
 from streamdeblur.training.monitor import JsonLog, TensorBoard, open_observers
 from streamdeblur.training.outcome import Progress
 from streamdeblur.training.validation import Scores, SetScore, Strip
@@ -56,6 +59,37 @@ def test_the_log_is_json_whatever_the_numbers_are(tmp_path: Path) -> None:
             "sharp/psnr": 40.0,
         },
     }
+
+
+def test_a_log_on_a_full_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    log = JsonLog(tmp_path)
+    with pytest.raises(DiskFull, match=f"can't write {tmp_path}/log.jsonl: No space left on device; make room"):
+        log.on_progress(PROGRESS)
+    log.close()
+
+
+def test_curves_end_on_a_full_disk_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    before = threading.excepthook
+    board = TensorBoard(tmp_path)
+
+    def full(self: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    for _ in range(3):
+        board.on_validation(7, SCORES)
+        board.on_progress(PROGRESS)
+    board.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"no more TensorBoard curves: {tmp_path / 'tensorboard'} can't be written: No space left on device"]
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is before
 
 
 def test_without_tensorboard_there_is_one_warning_and_the_log(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from streamdeblur.errors import DiskFull, InputError, OutputError
+from streamdeblur.errors import DiskFull, InputError, OutputError, UsageError
 from streamdeblur.training import state as module
 from streamdeblur.training.recipe import StateOptions
-from streamdeblur.training.state import has_state, load_state, make_folder, save_state
+from streamdeblur.training.state import alone, has_state, load_state, make_folder, save_state
 
 FP32 = StateOptions()
 
@@ -123,6 +126,56 @@ def test_a_disk_that_fails_is_said_and_the_state_before_stays(
     assert type(e.value) is kind
     assert step_of(folder) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_disk_that_fails_at_the_first_state_promises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "disk")
+
+    monkeypatch.setattr(module, "save_file", fail)
+    with pytest.raises(DiskFull, match=r"; no state is kept yet$"):
+        save_state(tmp_path / "last", some(), {"step": 1}, FP32)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_state(tmp_path / "last", some(), {}, FP32)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "last").iterdir()}
+    assert len(modes) == 2
+    assert set(modes.values()) == {0o666 & ~umask}
+
+
+HOLDER = """
+import pathlib, sys
+from streamdeblur.training.state import alone
+with alone(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.3)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=f"another process trains in {tmp_path}; wait for it"), alone(tmp_path):
+            pytest.fail("both hold it")
+        monkeypatch.setattr(module, "_PATIENCE", 60.0)
+        assert other.stdin is not None
+        other.stdin.close()  # it ends now, and that is waited for
+        with alone(tmp_path):
+            assert other.wait() == 0
+
+
+def test_a_folder_that_cannot_be_written_is_not_held(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="can't write in the folder of the run"), alone(tmp_path / "missing"):
+        pytest.fail("held")
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from streamdeblur.errors import TrainingError, UsageError
+from streamdeblur.errors import TrainingError, UnreadableInput, UsageError
 from streamdeblur.models.checkpoint import Metadata, load_checkpoint, read_metadata, save_checkpoint
 from streamdeblur.models.mimo_unet import MIMO_UNET, MIMOUNet, MIMOUNetConfig, network_from_state
 from streamdeblur.models.random_weights import random_state
@@ -187,7 +187,10 @@ def test_initial_networks(shards: Path) -> None:
 
 @pytest.mark.parametrize("model", ["identity", "offset", "mimo-unet-plus-plus"])
 def test_models_without_weights_of_their_own_are_not_trained(shards: Path, model: str) -> None:
-    with pytest.raises(UsageError, match=f"model {model} is not trained"):
+    with pytest.raises(
+        UsageError,
+        match=f"model {model} is not trained; train mimo-unet-small, mimo-unet-medium, mimo-unet or mimo-unet-plus",
+    ):
         initial_network(recipe(shards, model=model))
     with pytest.raises(UsageError, match=r"architecture of mimo-unet-small: width 5 is not an even number"):
         initial_network(recipe(shards, architecture={"width": 5}))
@@ -359,7 +362,7 @@ def test_nan_stops_with_the_batch_and_keeps_the_state(shards: Path, tmp_path: Pa
     ) as e:
         run(replace(r, optimizer=Optimizer(lr=1e25)), tmp_path)
     assert "\n" not in str(e.value)
-    assert "lower lr" in str(e.value)
+    assert str(e.value).endswith("; lower lr or set clip; the state before it is kept")
     saved = load_file(tmp_path / "not-a-number-0.safetensors")
     assert {k: tuple(v.shape) for k, v in saved.items()} == {"blur": (2, 3, 16, 16), "sharp": (2, 3, 16, 16)}
     step = int(str(e.value).split("at step ")[1].split(";")[0])
@@ -385,7 +388,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_state(
 
     step = Trainer.train_step
     monkeypatch.setattr(Trainer, "train_step", poison)
-    with pytest.raises(TrainingError, match="norm of the gradient became nan at step 1"):
+    with pytest.raises(TrainingError, match=r"norm of the gradient became nan at step 1.*; no state was saved"):
         run(recipe(shards, state=StateOptions(every=1), log_every=100), tmp_path)
     assert not (tmp_path / "last").exists()
 
@@ -463,6 +466,53 @@ def test_checkpoints_say_how_they_were_made(shards: Path, tmp_path: Path) -> Non
     assert Recipe.from_json((tmp_path / "recipe.json").read_text()) == r.resolved(16, 1)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     assert {v.dtype for v in weights.values()} <= {torch.float32, torch.bfloat16}
+
+
+def test_a_validation_that_fails_costs_no_steps(shards: Path, tmp_path: Path) -> None:
+    def broken() -> Iterator[tuple[str, Any, Any]]:
+        raise UnreadableInput("p1.png is cut short")
+        yield  # a generator, as that of a folder is
+
+    r = recipe(shards, steps=6, validation=Validation(every=4, sharp=False))
+    with pytest.raises(UnreadableInput, match=r"p1\.png is cut short"):
+        run(r, tmp_path, validation=[("a", broken)])
+    assert load_state(tmp_path / "last")[1]["step"] == 4
+    with pytest.raises(UnreadableInput):  # it goes on, to the next validation
+        run(r, tmp_path, validation=[("a", broken)])
+    assert load_state(tmp_path / "last")[1]["step"] == 6
+    assert_equal(state(tmp_path), plain_run(r, tmp_path / "straight"))
+    assert run(r, tmp_path, validation=[("a", some_pairs())]).finished
+
+
+def plain_run(r: Recipe, folder: Path) -> dict[str, torch.Tensor]:
+    run(r, folder)
+    return state(folder)
+
+
+def test_a_crop_that_can_not_be_read_costs_no_steps(shards: Path, tmp_path: Path) -> None:
+    r = recipe(shards, steps=6)
+
+    class Breaking(ShardBatches):
+        def start(self, step: int) -> Iterator[torch.Tensor]:
+            for number, crops in enumerate(super().start(step), start=step):
+                if number == 3:
+                    raise UnreadableInput("crop 7 is cut short")
+                yield crops
+
+    batches = Breaking(r.data, seed=r.seed)
+    with pytest.raises(UnreadableInput, match="crop 7 is cut short"):
+        Trainer(r, tmp_path, batches).train()
+    assert load_state(tmp_path / "last")[1]["step"] == 3
+    with pytest.raises(UnreadableInput):  # nothing was trained since
+        Trainer(r, tmp_path, batches).train()
+    batches.close()
+    assert run(r, tmp_path).step == 6
+    assert_equal(state(tmp_path), plain_run(r, tmp_path / "straight"))
+
+
+def test_no_time_is_no_number(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nan minutes are no time to train; give a number above 0, or none"):
+        run(recipe(shards), tmp_path, max_minutes=math.nan)
 
 
 def test_fine_tuning_starts_from_a_checkpoint(shards: Path, tmp_path: Path) -> None:
