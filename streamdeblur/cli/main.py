@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from rich.console import Console
 from rich.table import Table
 
 from streamdeblur.cli import ablation, batch, benchmark, detection, evaluation, export, live, synthesis, training
@@ -252,13 +253,44 @@ def weights_deepen(file: str, output: str, blocks: int, seed: int, overwrite: bo
     console = _begin(debug)
     _check_checkpoint_output(output, [file], overwrite=overwrite)
     from streamdeblur.models.checkpoint import save_checkpoint
-    from streamdeblur.models.deepen import deepen_checkpoint
+    from streamdeblur.models.depth import deepen_checkpoint
 
     state, metadata = deepen_checkpoint(file, blocks, seed)
     save_checkpoint(output, state, metadata)
     if not quiet:
-        count = sum(t.numel() for t in state.values())
-        console.print(f"{output}: {metadata.variant}, {count / 1e6:.2f} M parameters", markup=False, highlight=False)
+        _say_network(console, output, metadata.variant, sum(t.numel() for t in state.values()))
+
+
+@weights.command("shorten")
+@click.argument("file")
+@click.option("-o", "--output", required=True, help="Checkpoint to write (.safetensors).")
+@click.option(
+    "--keep", required=True, metavar="N,N,...", help="Residual blocks of every stage to keep, from 1 on: 1,6."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@common
+def weights_shorten(file: str, output: str, keep: str, overwrite: bool, quiet: bool, debug: bool) -> None:
+    """A shallower network with some of the residual blocks, to go on training from.
+
+    It is faster and knows less; with loss.teacher it soon learns what it can hold of what FILE knows.
+    """
+    console = _begin(debug)
+    try:
+        kept = [int(number) for number in keep.split(",")]
+    except ValueError as e:
+        raise UsageError(f"--keep {keep} is no list of numbers", "give as 1,6") from e
+    _check_checkpoint_output(output, [file], overwrite=overwrite)
+    from streamdeblur.models.checkpoint import save_checkpoint
+    from streamdeblur.models.depth import shorten_checkpoint
+
+    state, metadata = shorten_checkpoint(file, kept)
+    save_checkpoint(output, state, metadata)
+    if not quiet:
+        _say_network(console, output, metadata.variant, sum(t.numel() for t in state.values()))
+
+
+def _say_network(console: Console, output: str, variant: str, parameters: int) -> None:
+    console.print(f"{output}: {variant}, {parameters / 1e6:.2f} M parameters", markup=False, highlight=False)
 
 
 @weights.command("show")

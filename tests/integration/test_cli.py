@@ -335,6 +335,21 @@ def test_weights_are_averaged(tmp_path: Path) -> None:
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_weights_are_shortened(tmp_path: Path) -> None:
+    from streamdeblur.models.registry import shipped_weights, variants
+
+    small = shipped_weights(variants()["mimo-unet-small"])
+    done = run("weights", "shorten", small, "--keep", "2", "-o", "short.safetensors", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "short.safetensors: mimo-unet-small with 1 blocks, 0.35 M parameters" in done.stderr
+    for keep, text in (("one", "--keep one is no list of numbers"), ("3", "blocks 3 are not some of the 2 of a stage")):
+        failed = run("weights", "shorten", small, "--keep", keep, "-o", "none.safetensors", cwd=tmp_path)
+        assert failed.returncode == 2
+        assert failed.stderr.startswith(f"error: {text}")
+        assert len(failed.stderr.splitlines()) == 1
+        assert not (tmp_path / "none.safetensors").exists()
+
+
 def test_weights_are_deepened(tmp_path: Path) -> None:
     from streamdeblur.models.registry import shipped_weights, variants
 

@@ -1,4 +1,4 @@
-"""Deeper networks: they compute what the given one does, and can be trained from there."""
+"""Deeper networks compute what the given one does, shallower ones have some of its blocks; both can be trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from streamdeblur.errors import UsageError
 from streamdeblur.models.checkpoint import Metadata, load_checkpoint, save_checkpoint
-from streamdeblur.models.deepen import deepen_checkpoint
+from streamdeblur.models.depth import deepen_checkpoint, shorten_checkpoint
 from streamdeblur.models.mimo_unet import MIMOUNetConfig, network_from_state
 from streamdeblur.models.random_weights import random_state
 from streamdeblur.models.registry import resolve
@@ -59,3 +59,44 @@ def test_as_many_blocks_or_fewer_are_refused(blocks: int, tmp_path: Path) -> Non
     path = checkpoint(tmp_path / "net.safetensors", MIMOUNetConfig(width=4, blocks=2))
     with pytest.raises(UsageError, match=f"has 2 residual blocks in a stage, {blocks} are no more; give a larger"):
         deepen_checkpoint(path, blocks)
+
+
+@pytest.mark.parametrize("keep", [[1], [3], [1, 3], [2, 3]])
+def test_a_shorter_network_has_those_blocks_and_no_others(keep: list[int], tmp_path: Path) -> None:
+    config = MIMOUNetConfig(width=4, blocks=3)
+    path = checkpoint(tmp_path / "net.safetensors", config)
+    state, metadata = shorten_checkpoint(path, keep)
+    assert metadata.config == MIMOUNetConfig(width=4, blocks=len(keep))
+    short = network_from_state(metadata.config, state)
+    whole = network_from_state(config, load_checkpoint(path)[0]).float()
+    with torch.no_grad():
+        for name, p in whole.named_parameters():  # blocks that add nothing are blocks that are not there
+            stage, number, *rest = name.split(".")
+            if stage[:7] in ("encoder", "decoder") and rest[0] == "conv2" and int(number) + 1 not in keep:
+                p.zero_()
+    x = torch.rand((1, 3, 32, 40), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(short.residual(x), whole.residual(x), atol=1e-6)
+
+
+def test_what_a_shorter_one_says_of_itself(tmp_path: Path) -> None:
+    small, medium = resolve("mimo-unet-small").config, resolve("mimo-unet-medium").config
+    assert medium is not None
+    about = shorten_checkpoint(checkpoint(tmp_path / "net.safetensors", medium), [1, 6])[1]
+    assert (about.variant, about.config, about.score) == ("mimo-unet-small", small, None)
+    assert about.extra == {
+        "history": "rate 3; shortened from 6 residual blocks to 1,6 of them",
+        "preview": "never trained at this depth",
+    }
+
+
+@pytest.mark.parametrize("keep", [[], [0, 1], [2, 1], [1, 1], [1, 4]])
+def test_blocks_that_there_are_not_are_refused(keep: list[int], tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "net.safetensors", MIMOUNetConfig(width=4, blocks=3))
+    with pytest.raises(UsageError, match="are not some of the 3 of a stage; give rising numbers from 1 to 3"):
+        shorten_checkpoint(path, keep)
+
+
+def test_all_blocks_are_no_shorter_network(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "net.safetensors", MIMOUNetConfig(width=4, blocks=2))
+    with pytest.raises(UsageError, match=r"blocks 1,2 are all that .* has; leave some out"):
+        shorten_checkpoint(path, [1, 2])
