@@ -80,8 +80,10 @@ class Reporter:
             left = ""
             if total and done > resumed and seconds:
                 left = f", about {max(0.0, seconds / (done - resumed) * (total - done)):.0f} s left"
-            extra = f", {note}" if note else ""
-            self._console.print(f"{what}: {done}/{of} {self._unit}, {rate}{extra}{left}", highlight=False)
+            # of how many is not known of frames that are read alone, whatever they become
+            count = f"{done}/{of} {self._unit}" if total is not None else f"{done} frames"
+            told = ", ".join(filter(None, (f"{what}: {count}", rate, note)))
+            self._console.print(f"{told}{left}", highlight=False)
 
 
 class LineHandler(logging.Handler):

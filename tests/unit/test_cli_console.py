@@ -40,6 +40,10 @@ def test_no_time_left_is_told_before_anything_is_done(monkeypatch):
     assert "left" not in _line(monkeypatch, done=1000, total=1100, rate="2.0/s", seconds=10.0, resumed=1000)
 
 
+def test_frames_that_are_read_are_no_steps_yet(monkeypatch):
+    assert _line(monkeypatch, done=50, total=None) == "training: 50 frames"
+
+
 def _live(**changes) -> LiveStatus:
     source = LiveSourceStatus(**{**source_status("gate", costs_ms=(), outputs=()), **changes})
     return LiveStatus(**{**job_status(), "sources": (source,)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streamdeblur.errors import UsageError
+from streamdeblur.errors import InputError, UsageError
 from streamdeblur.training.synthesis import flow, shake
 from streamdeblur.training.synthesis.average import average, draw_count, draw_steps
 from streamdeblur.training.synthesis.degrade import (
@@ -440,6 +441,56 @@ def test_cuts_are_the_same_of_a_part_and_look_near_it_only() -> None:
     asked.clear()
     assert flow.cuts(thumb, 24, 2, 11) == []  # frame 11 is the last before the cut
     assert asked == set(range(2, 12))
+
+
+def shots(count: int, every: int) -> list[Picture]:
+    """Frames that pan by 3 px over squares, others after every so many."""
+    found = []
+    for k in range(count):
+        squares = np.random.default_rng(k // every).choice(np.array([20, 235], np.uint8), (9, 16 + count, 1))
+        wide = np.kron(squares, np.ones((12, 12, 3), np.uint8))
+        found.append(np.ascontiguousarray(wide[:, 3 * k : 3 * k + 192]))
+    return found
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_dense_cuts_are_found(every: int) -> None:
+    measures = [flow.measure(f) for f in shots(16, every)]
+    found = flow.cuts(lambda i: measures[i].thumb, len(measures))
+    assert found == list(range(every - 1, 15, every))
+    if every < 3:
+        assert flow.usable_centers(measures) == []
+
+
+def test_fast_motion_is_no_cut() -> None:
+    wide = leaves(216, 1200, 3, sigma=12)
+    thumbs = [flow.thumbnail(flow.luma(wide[:, 40 * k : 40 * k + 384])) for k in range(16)]
+    jumps = [float(np.abs(a - b).mean()) for a, b in itertools.pairwise(thumbs)]
+    assert min(jumps) > 32  # more than what would be a cut of unrelated pictures
+    assert flow.cuts(lambda i: thumbs[i], 16) == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 16), (20, 20), (31, 200), (200, 31)])
+def test_frames_too_small_for_flow_are_refused(width: int, height: int) -> None:
+    with pytest.raises(InputError, match=rf"a.mp4 is {width}x{height}, too small .*; give frames of 32x32 or more"):
+        flow.check_size(np.zeros((height, width, 3), np.uint8), "a.mp4")
+    flow.check_size(np.zeros((32, 32, 3), np.uint8), "a.mp4")
+
+
+@pytest.mark.parametrize("shape", [(60, 1200), (1200, 60)])
+def test_panoramas_are_compared_at_a_size_that_flow_takes(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def recorded(a: Picture, b: Picture) -> npt.NDArray[np.float16]:
+        asked.append(a.shape)  # not the real one, which may crash of a size below
+        return np.zeros(((a.shape[0] + 1) // 2, (a.shape[1] + 1) // 2, 2), np.float16)
+
+    monkeypatch.setattr(flow, "dense_flow", recorded)
+    picture = np.zeros(shape, np.uint8)
+    assert flow.unexplained(picture, picture) == 0
+    assert min(asked[0]) == 32
 
 
 # -- degradation ------------------------------------------------------------------------------------------------------

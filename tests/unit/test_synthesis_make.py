@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streamdeblur.errors import InputError, OutputError
+from streamdeblur.errors import InputError, OutputError, UsageError
 from streamdeblur.training.synthesis import make
 from streamdeblur.training.synthesis.make import synthesize
 
@@ -25,6 +25,15 @@ def frames(folder: Path, count: int) -> Path:
         picture: npt.NDArray[np.uint8] = np.zeros((96, 128, 3), np.uint8)
         picture[..., 2 if k < count else 1] = light
         assert cv2.imwrite(str(folder / f"{k:03d}.png"), picture)
+    return folder
+
+
+def unrelated(folder: Path, count: int) -> Path:
+    """Pictures of squares, which have nothing to do with each other."""
+    folder.mkdir()
+    for k in range(count):
+        squares = np.random.default_rng(k).choice(np.array([20, 235], np.uint8), (8, 11, 1))
+        assert cv2.imwrite(str(folder / f"{k}.png"), np.kron(squares, np.ones((12, 12, 3), np.uint8)))
     return folder
 
 
@@ -50,6 +59,56 @@ def test_no_average_has_a_cut_in_it(tmp_path: Path) -> None:
         assert min(green, red) == 0
     chosen = {p["frame"] for p in json.loads((tmp_path / "out" / "pairs.json").read_text())["pairs"]}
     assert chosen == {3, 4, 5, 6, 13, 14, 15, 16}  # seven frames around each, of 0-9 or 10-19
+
+
+def test_no_exposure_goes_on_from_one_folder_to_the_next(tmp_path: Path) -> None:
+    """Nor are their frames compared, which are of one scene here, only brighter, or of another size."""
+    for name, add, wide in (("a", 0, 128), ("b", 6, 128), ("c", 0, 120)):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        noise = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(96, wide)), (0, 0), 1.5)
+        gray = np.clip(127 + 25 * noise / noise.std(), 10, 240).astype(np.uint8) + np.uint8(add)
+        for k in range(9):
+            assert cv2.imwrite(str(tmp_path / "in" / name / f"{k}.png"), gray)
+    plain(tmp_path / "in", tmp_path / "out")
+    chosen = {p["frame"] for p in json.loads((tmp_path / "out" / "pairs.json").read_text())["pairs"]}
+    assert chosen == {3, 4, 5, 12, 13, 14, 21, 22, 23}  # seven frames around each, of 0-8, 9-17 or 18-26
+    for path in (tmp_path / "out" / "blur").iterdir():  # nothing moves: the mean of one folder is its picture
+        sharp = cv2.imread(str(path.parents[1] / "sharp" / path.name)).astype(int)
+        assert np.abs(cv2.imread(str(path)) - sharp).max() <= 1
+    with pytest.raises(InputError, match="has 9 frames in a row, and 11 are needed"):
+        synthesize(tmp_path / "in", tmp_path / "more", method="average", frames="11", count=1, size=32)
+
+
+def test_a_set_inside_the_source_is_not_read_again(tmp_path: Path) -> None:
+    photos = unrelated(tmp_path / "photos", 3)
+    inside = photos / "pairs"
+    first = synthesize(photos, inside, count=4)
+    assert (first.method, first.frames) == ("shake", 3)
+    before = (inside / "pairs.json").read_bytes()
+    (inside / "pairs.json").write_text("{}")  # by its place alone, too
+    second = synthesize(photos, inside, count=4, overwrite=True)
+    assert (second.method, second.frames) == ("shake", 3)
+    assert (inside / "pairs.json").read_bytes() == before
+    for source in (inside, inside / "sharp", inside / "sharp" / "00000.png"):
+        with pytest.raises(UsageError, match=r"would replace .*, its source; name another folder"):
+            synthesize(source, inside, count=1, overwrite=True)
+    assert (inside / "pairs.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("side", [16, 20])
+def test_footage_too_small_for_flow_is_refused(tmp_path: Path, side: int) -> None:
+    (tmp_path / "in").mkdir()
+    for k in range(8):
+        assert cv2.imwrite(str(tmp_path / "in" / f"{k}.png"), np.full((side, side, 3), 10 * k, np.uint8))
+    for method in ("auto", "flow"):
+        with pytest.raises(InputError, match=f"in is {side}x{side}, too small for .*; give frames of 32x32 or more"):
+            synthesize(tmp_path / "in", tmp_path / "out", method=method, count=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_frames_of_unrelated_pictures_are_no_footage(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="far enough from its ends and from cuts"):
+        synthesize(unrelated(tmp_path / "in", 12), tmp_path / "out", method="flow", count=2)
 
 
 def test_shots_shorter_than_the_exposure_are_refused(tmp_path: Path) -> None:

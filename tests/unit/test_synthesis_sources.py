@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from streamdeblur.training.synthesis import render, sources
 from streamdeblur.training.synthesis.cache import ArrayCache
 from streamdeblur.training.synthesis.degrade import CLEAN, Degradation
 from streamdeblur.training.synthesis.footage import find_sequences, list_pictures
+from streamdeblur.training.synthesis.make import synthesize
 from streamdeblur.training.synthesis.options import SynthesizeOptions
 from streamdeblur.training.synthesis.preview import sheet
 from streamdeblur.training.synthesis.response import Floats
 from streamdeblur.training.synthesis.shake import SHAKIEST, Trajectory
 from streamdeblur.training.synthesis.sources import CropSource, Kind, PairsSource, open_source
+from streamdeblur.video.simple import write_clip
 
 Picture = npt.NDArray[np.uint8]
 KINDS: tuple[Kind, ...] = ("pairs", "highspeed", "footage", "stills")
@@ -192,6 +195,65 @@ def test_hidden_and_foreign_folders_hold_no_photographs(tmp_path: Path) -> None:
         write(tmp_path / foreign / "a.png", texture(8, 8, 1))
     assert list_pictures(tmp_path) == [tmp_path / "a.png"]
     assert [s.frames for s in find_sequences(tmp_path, videos=True)] == [[tmp_path / "a.png"]]
+
+
+def listed(folder: Path) -> list[str]:
+    (sequence,) = find_sequences(folder, videos=True)
+    assert sequence.frames == list_pictures(folder)
+    return [p.name for p in sequence.frames]
+
+
+def test_numbers_in_names_are_numbers(tmp_path: Path) -> None:
+    for k in range(1, 13):
+        write(tmp_path / "plain" / f"frame{k}.png", texture(8, 8, k))
+    assert listed(tmp_path / "plain") == [f"frame{k}.png" for k in range(1, 13)]
+    for name in ("a1.png", "a01.png", "a001.png", "a10.png", "a2.png"):  # the first three are one number
+        write(tmp_path / "zeros" / name, texture(8, 8, 1))
+    assert listed(tmp_path / "zeros") == ["a001.png", "a01.png", "a1.png", "a2.png", "a10.png"]
+    padded = ["00.png", "07!.png", "07.png", "07a.png", "B 07.png", "a-07.png", "a.png", "a0 01.png", "a0 10.png"]
+    for name in padded:
+        write(tmp_path / "padded" / name, texture(8, 8, 1))
+    assert listed(tmp_path / "padded") == sorted(padded)
+
+
+def test_pairs_made_by_synthesize_are_no_sources(tmp_path: Path) -> None:
+    for k in range(3):
+        write(tmp_path / "all" / f"{k}.png", texture(100, 120, k))
+    synthesize(tmp_path / "all", tmp_path / "all" / "deep-pairs", method="shake", count=2)
+    write(tmp_path / "all" / "out" / "a.png", texture(8, 8, 1))
+    (tmp_path / "all" / "out" / "pairs.json").write_text("[]")  # somebody else's
+    found = [str(p.relative_to(tmp_path / "all")) for p in list_pictures(tmp_path / "all")]
+    assert found == ["0.png", "1.png", "2.png", "out/a.png"]
+    assert [s.name for s in find_sequences(tmp_path / "all", videos=True)] == [".", "out"]
+    assert list_pictures(tmp_path / "all", tmp_path / "all" / "out") == [
+        tmp_path / "all" / f"{k}.png" for k in range(3)
+    ]
+    with pytest.raises(UsageError, match="holds no picture but pairs made by synthesize; give other pictures"):
+        list_pictures(tmp_path / "all" / "deep-pairs")
+    assert len(list_pictures(tmp_path / "all" / "deep-pairs" / "sharp")) == 2
+
+
+def test_high_speed_footage_may_be_video(tmp_path: Path) -> None:
+    wide = texture(96, 200, 5, sigma=3)
+    frames = [np.ascontiguousarray(wide[:, k : k + 128]) for k in range(12)]
+    write_clip(tmp_path / "videos" / "a.mp4", frames, Fraction(240), options={"crf": "1"})
+    for path in (tmp_path / "videos", tmp_path / "videos" / "a.mp4"):
+        source = open_source("highspeed", path, identity=0.0, frames=(5, 7))
+        blur, sharp = source.sample(np.random.default_rng(0), 64)
+        assert np.array_equal(sharp, pickle.loads(pickle.dumps(source)).sample(np.random.default_rng(0), 64)[1])
+        assert 0.5 < np.abs(blur.astype(int) - sharp).mean() < 30
+    with pytest.raises(InputError, match="no sequence of 13 frames; give videos, or folders"):
+        open_source("highspeed", tmp_path / "videos", frames=(13, 15))
+
+
+@pytest.mark.parametrize("side", [16, 20])
+def test_footage_too_small_for_flow_is_refused_in_one_line(tmp_path: Path, side: int) -> None:
+    for k in range(8):
+        write(tmp_path / f"{k}.png", texture(side, side + 8, 3, sigma=2)[:, k : k + side])
+    source = open_source("footage", tmp_path, identity=0.0)
+    with pytest.raises(InputError, match=rf"\d.png is {side}x{side}, too small .* of 32x32 or more") as caught:
+        source.sample(np.random.default_rng(0), 16)
+    assert "\n" not in str(caught.value)
 
 
 def test_degradation_may_be_a_mapping(data: Path) -> None:

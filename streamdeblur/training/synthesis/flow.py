@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from streamdeblur.errors import InputError
 from streamdeblur.training.synthesis.response import Floats, Picture
 
 Window = tuple[int, int, int, int]
@@ -26,6 +27,11 @@ _STEP = 1.5  # pixels between neighbouring moments
 _MOST = 61
 _THUMB = (96, 54)
 _JUMP = 12.0  # mean difference of thumbnails below which nothing is a cut
+#: ``unexplained`` of thumbnails above which they are of two shots, whatever is usual around them. Neighbours in DAVIS
+#: have up to 28 of it, more than nine in ten unrelated pictures more than 32.
+_UNRELATED = 32.0
+#: Pixels of both sides that DIS needs: below, it raises, or crashes where one side is much longer than the other.
+_LEAST = 32
 
 
 def luma(picture: Picture) -> Picture:
@@ -33,10 +39,20 @@ def luma(picture: Picture) -> Picture:
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
+def check_size(picture: Picture, name: object) -> None:
+    """Raise InputError where a frame, (H, W) or (H, W, 3), is too small for ``dense_flow``; ``name`` is in its text."""
+    height, width = picture.shape[:2]
+    if min(height, width) < _LEAST:
+        raise InputError(
+            f"{name} is {width}x{height}, too small for optical flow", f"give frames of {_LEAST}x{_LEAST} or more"
+        )
+
+
 def dense_flow(a: Picture, b: Picture) -> Flow:
     """Motion from ``a`` to ``b`` ((H, W) uint8 each) at half their size: (ceil H/2, ceil W/2, 2) float16.
 
-    In pixels of the full size. Half of it is what DIS resolves, and an eighth of the memory.
+    In pixels of the full size. Half of it is what DIS resolves, and an eighth of the memory. Sizes are those that
+    ``check_size`` lets pass.
     """
     size = ((a.shape[1] + 1) // 2, (a.shape[0] + 1) // 2)
     small = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (a, b)]
@@ -144,7 +160,8 @@ def unexplained(a: Picture, b: Picture) -> float:
     A few for neighbouring frames, tens for pictures that have nothing to do with each other.
     """
     height, width = a.shape
-    small = (max(round(width * 256 / max(width, height)), 16), max(round(height * 256 / max(width, height)), 16))
+    long = max(width, height)
+    small = (max(round(width * 256 / long), _LEAST), max(round(height * 256 / long), _LEAST))
     here, there = (np.asarray(cv2.resize(p, small, interpolation=cv2.INTER_AREA), np.uint8) for p in (a, b))
     shift = crop_flow(dense_flow(here, there), 0, 0, small[0], small[1], small)
     moved = _sample(there.astype(np.float32), _grid(small[1], small[0]), shift)
@@ -238,7 +255,8 @@ def cuts(thumb: Callable[[int], Floats], count: int, first: int = 0, last: int |
     """Frames from ``first`` until before ``last`` (by default all) of ``count`` with a cut between them and the next.
 
     thumb: thumbnail of a frame by its index; beside those frames, asked for near great differences only. A cut is a
-    jump in the mean difference of thumbnails, far above what is usual within four frames of it.
+    jump in the mean difference of thumbnails, far above what is usual within four frames of it; or, where cuts are so
+    dense that they are what is usual, one between thumbnails that no motion explains.
     """
 
     def jump(at: int) -> float:
@@ -250,6 +268,12 @@ def cuts(thumb: Callable[[int], Floats], count: int, first: int = 0, last: int |
         if here <= _JUMP:
             continue
         around = [jump(k) for k in range(max(at - 4, 0), min(at + 5, count - 1)) if k != at]
-        if here > 3.0 * ((float(np.median(around)) if around else 0.0) + 1.0):
+        usual = float(np.median(around)) if around else 0.0
+        if here > 3.0 * (usual + 1.0) or (here > _UNRELATED and _unrelated(thumb(at), thumb(at + 1))):
             found.append(at)
     return found
+
+
+def _unrelated(a: Floats, b: Floats) -> bool:
+    """True for thumbnails of two pictures that have nothing to do with each other."""
+    return unexplained(np.rint(a).astype(np.uint8), np.rint(b).astype(np.uint8)) > _UNRELATED

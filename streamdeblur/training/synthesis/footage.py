@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,19 +32,72 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURES
 
 
-def list_pictures(path: Path) -> list[Path]:
-    """The pictures in a folder and the folders inside it, by name. Raises UsageError, UnreadableInput."""
+def list_pictures(path: Path, besides: Path | None = None) -> list[Path]:
+    """The pictures in a folder and the folders inside it, by name, numbers in names as numbers.
+
+    Left out are pairs made by ``synthesize``, blurred as half of them are, and ``besides``, the folder that it is about
+    to write. Raises UsageError where nothing is left, UnreadableInput where ``path`` is no folder.
+    """
     if not path.is_dir():
         raise UnreadableInput(f"{path} is not a folder", "give a folder of pictures")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and not _foreign(p, path))
+    inside = [p for p in path.rglob("*") if not _foreign(p, path)]
+    pictures = [p for p in inside if p.suffix.lower() in PICTURES]
+    made = _made_folders(path, inside)
+    if besides is not None and besides.is_dir():
+        name = besides.resolve().name  # of a link, what it leads to is written
+        made += [p for p in inside if p.name == name and p.is_dir() and p.samefile(besides)]
+    found = [p for p in pictures if not _within(p, made)]
+    if not found and pictures:
+        raise UsageError(
+            f"folder {path} holds no picture but pairs made by synthesize", "give other pictures, or their sharp folder"
+        )
     if not found:
         raise UsageError(f"folder {path} holds no picture", f"looked for {', '.join(sorted(PICTURES))}")
-    return found
+    return sorted(found, key=lambda p: _by_number(p.relative_to(path)))
+
+
+def by_folder(pictures: Iterable[Path]) -> list[list[Path]]:
+    """Pictures of one folder each, in the order given: exposures end where a folder does."""
+    folders: dict[Path, list[Path]] = {}
+    for picture in pictures:
+        folders.setdefault(picture.parent, []).append(picture)
+    return list(folders.values())
 
 
 def _foreign(path: Path, root: Path) -> bool:
     """Hidden, or of what file managers and archives leave behind."""
     return any(part.startswith((".", "@", "__MACOSX")) for part in path.relative_to(root).parts)
+
+
+def _by_number(path: Path) -> tuple[list[list[tuple[int, int]]], tuple[str, ...]]:
+    """To sort by: text, but for a run of digits as the number that it is: frame2 before frame10.
+
+    A number stands where its digits would in text, so that names padded to one width keep that order. Names that
+    differ in zeros only go by text.
+    """
+    parts = [
+        [(ord("0"), int(p)) if p[0] in "0123456789" else (ord(p), 0) for p in re.findall(r"[0-9]+|[^0-9]", part)]
+        for part in path.parts
+    ]
+    return parts, path.parts
+
+
+def _made_folders(root: Path, inside: Iterable[Path]) -> list[Path]:
+    """Of ``root`` and what is ``inside`` it, the folders that ``synthesize`` made."""
+    lists = [root / "pairs.json", *(p for p in inside if p.name == "pairs.json")]
+    return [p.parent for p in lists if _is_list_of_pairs(p)]
+
+
+def _is_list_of_pairs(path: Path) -> bool:
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and {"source", "method", "options", "pairs"} <= told.keys()
+
+
+def _within(path: Path, folders: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 @dataclass(slots=True)
@@ -58,6 +114,10 @@ class Sequence:
         if self.video is None:
             return len(self.frames)
         return len(self._load())
+
+    def called(self, index: int) -> str:
+        """What messages call frame ``index``."""
+        return self.name if self.video is not None else self.frames[index].name
 
     def read(self, index: int) -> Picture:
         """Frame ``index``, (H, W, 3) uint8 R'G'B'."""
@@ -101,15 +161,25 @@ class Sequence:
 
 
 def find_sequences(path: Path, *, videos: bool) -> list[Sequence]:
-    """Sequences in ``path``: a video, a folder of frames, or a folder of such. Raises InputError if there is none."""
+    """Sequences in ``path``: a video, a folder of frames, or a folder of such; none are pairs made by ``synthesize``.
+
+    Numbers in names of frames are taken as numbers. Raises InputError if there is no sequence.
+    """
     if path.is_file() and videos:
         return [Sequence(path.name, video=path)]
     if not path.is_dir():
         raise UnreadableInput(f"{path} is not there" if not path.exists() else f"{path} is not a folder")
     found = []
-    for folder in [path, *sorted(p for p in path.rglob("*") if p.is_dir() and not _foreign(p, path))]:
+    below = [p for p in path.rglob("*") if not _foreign(p, path)]
+    made = _made_folders(path, below)
+    # by text, as folders are in no order: seeds keep their bytes
+    for folder in [path, *sorted(p for p in below if p.is_dir())]:
+        if _within(folder, made):
+            continue
         inside = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-        frames = [p for p in inside if p.suffix.lower() in PICTURES]
+        frames = sorted(
+            (p for p in inside if p.suffix.lower() in PICTURES), key=lambda p: _by_number(p.relative_to(path))
+        )
         if frames:
             found.append(Sequence(str(folder.relative_to(path)), frames))
         if videos:

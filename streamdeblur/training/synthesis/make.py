@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from streamdeblur.training.pictures import read_picture
 from streamdeblur.training.synthesis import flow
 from streamdeblur.training.synthesis.average import average_linear, draw_count, draw_steps
 from streamdeblur.training.synthesis.degrade import Damage, Degradation, degrade, draw_damage
-from streamdeblur.training.synthesis.footage import VIDEOS, is_picture, list_pictures
+from streamdeblur.training.synthesis.footage import VIDEOS, by_folder, is_picture, list_pictures
 from streamdeblur.training.synthesis.options import SynthesizeOptions, span
 from streamdeblur.training.synthesis.preview import sheet
 from streamdeblur.training.synthesis.render import expose_footage, expose_still, speed_in, worth
@@ -97,8 +98,9 @@ def synthesize(
 ) -> SynthesisReport:
     """Make blurred and sharp pairs of ``source`` in the folder ``output``.
 
-    source: a video, a folder of consecutive frames, a folder of photographs, or one photograph. progress: called on
-    this thread with what is done, how much of it, of how much (None: not known). Options are the fields of
+    source: a video, a folder of consecutive frames, a folder of photographs, or one photograph. Folders inside it are
+    read too, each as a sequence of its own; not ``output``, nor what an earlier call made. progress: called on this
+    thread with what is done, how much of it, of how much (None: not known). Options are the fields of
     ``SynthesizeOptions``, as one object or by keyword.
 
     The folder appears under its name when it is complete. On any error nothing is left there, and an earlier set stays
@@ -112,10 +114,12 @@ def synthesize(
     if not origin.exists():
         raise UnreadableInput(f"{origin} is not there", "give a video, or a folder of frames or photographs")
     _check_target(target, overwrite=chosen.overwrite)
-    method = chosen.method if chosen.method != "auto" else choose_method(origin)
+    if target.is_dir() and origin.resolve().is_relative_to(target.resolve()):
+        raise UsageError(f"output {target} would replace {origin}, its source", "name another folder with -o")
+    method = chosen.method if chosen.method != "auto" else choose_method(origin, target)
     if method == "shake" and origin.suffix.lower() in VIDEOS:
         raise UsageError(f"shake takes photographs, and {origin} is a video", "use flow or average, or give pictures")
-    job = _Job(origin, method, chosen, progress or (lambda *_: None))
+    job = _Job(origin, target, method, chosen, progress or (lambda *_: None))
     place = target.resolve()  # of a link, what it leads to is replaced
     partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
     try:
@@ -134,24 +138,28 @@ def synthesize(
     return SynthesisReport(target, method, chosen.count, job.read, job.skipped, width, height, seconds)
 
 
-def choose_method(source: Path) -> Chosen:
-    """What suits a source: flow for video (average from 90 frames a second on) and consecutive frames, else shake."""
+def choose_method(source: Path, output: Path | None = None) -> Chosen:
+    """What suits a source: flow for video (average from 90 frames a second on) and consecutive frames, else shake.
+
+    output: the folder of the pairs, which is not looked at.
+    """
     if source.is_file():
         if is_picture(source):
             return "shake"
         with VideoReader(source, copy_streams=False) as reader:
             rate = reader.rate
         return "average" if rate is not None and rate >= HIGH_SPEED else "flow"
-    return "flow" if _consecutive(list_pictures(source)) else "shake"
+    return "flow" if _consecutive(by_folder(list_pictures(source, output))) else "shake"
 
 
-def _consecutive(paths: list[Path]) -> bool:
-    """True where pictures are of one size and motion explains how neighbours differ."""
-    if len(paths) < 3:
+def _consecutive(folders: list[list[Path]]) -> bool:
+    """True where neighbours in a folder are of one size and motion explains how they differ."""
+    if max(map(len, folders)) < 3:
         return False
+    neighbours = [pair for paths in folders for pair in pairwise(paths)]
     differences = []
-    for i in np.linspace(0, len(paths) - 2, min(6, len(paths) - 1)).astype(int):
-        a, b = read_picture(paths[i]), read_picture(paths[i + 1])
+    for i in np.linspace(0, len(neighbours) - 1, min(6, len(neighbours))).astype(int):
+        a, b = (read_picture(path) for path in neighbours[i])
         if a.shape != b.shape:
             return False
         differences.append(flow.unexplained(flow.luma(a), flow.luma(b)))
@@ -195,8 +203,11 @@ def _put(made: Path, place: Path) -> None:
 class _Job:
     """One run: chooses, makes and writes the pairs."""
 
-    def __init__(self, source: Path, method: Chosen, options: SynthesizeOptions, progress: Progress) -> None:
-        self._source, self._method, self._options, self._progress = source, method, options, progress
+    def __init__(
+        self, source: Path, output: Path, method: Chosen, options: SynthesizeOptions, progress: Progress
+    ) -> None:
+        self._source, self._output, self._method = source, output, method
+        self._options, self._progress = options, progress
         self._degradation = Degradation(
             noise=0.3 if options.noise else 0.0,
             demosaic=0.2 if options.demosaic else 0.0,
@@ -258,7 +269,8 @@ class _Job:
     # -- stills -------------------------------------------------------------------------------------------------------
 
     def _from_stills(self) -> Iterator[tuple[int, _Made]]:
-        photos = [self._source] if self._source.is_file() else list_pictures(self._source)
+        # by text, as photographs are in no order: seeds keep their bytes
+        photos = [self._source] if self._source.is_file() else sorted(list_pictures(self._source, self._output))
         self.read = len(photos)
         order: list[int] = []
         shuffler = np.random.default_rng(self._options.seed)
@@ -304,43 +316,60 @@ class _Job:
 
     # -- footage ------------------------------------------------------------------------------------------------------
 
-    def _frames(self) -> Iterator[Picture]:
+    def _sequences(self) -> list[tuple[Path, Iterator[Picture]]]:
+        """Name and frames of the video, or of every folder with pictures: no exposure goes on from one to the next."""
         if self._source.is_file():
-            yield from read_rgb(self._source)
-            return
-        for path in list_pictures(self._source):
-            yield read_picture(path)
+            return [(self._source, read_rgb(self._source))]
+        folders = by_folder(list_pictures(self._source, self._output))
+        return [(paths[0].parent, map(read_picture, paths)) for paths in folders]
 
-    def _from_footage(self) -> Iterator[tuple[int, _Made]]:
+    def _measured(self, name: Path, pictures: Iterator[Picture]) -> list[flow.FrameMeasure]:
+        """Measures of a sequence, whose frames have one size, and one that suits the method."""
         measures: list[flow.FrameMeasure] = []
         shape: tuple[int, ...] | None = None
-        for picture in self._frames():
+        for picture in pictures:
+            if shape is None and self._method == "flow":
+                flow.check_size(picture, name)
             if shape is not None and picture.shape != shape:
                 raise InputError(
-                    f"frame {len(measures)} of {self._source} is {picture.shape[1]}x{picture.shape[0]}, the first is "
+                    f"frame {len(measures)} of {name} is {picture.shape[1]}x{picture.shape[0]}, the first is "
                     f"{shape[1]}x{shape[0]}",
                     "consecutive frames have one size; photographs need --method shake",
                 )
             shape = picture.shape
             measures.append(flow.measure(picture))
-            if len(measures) % 10 == 0:
-                self._progress("looking for sharp frames", len(measures), None)
-        self.read = len(measures)
+            self.read += 1
+            if self.read % 10 == 0:
+                self._progress("looking for sharp frames", self.read, None)
+        return measures
+
+    def _from_footage(self) -> Iterator[tuple[int, _Made]]:
+        usable: list[int] = []
+        cut: list[int] = []
+        lively: list[float] = []
+        longest = 0
+        for name, pictures in self._sequences():
+            first = len(lively)
+            measures = self._measured(name, pictures)
+            count = len(measures)
+            centers = flow.usable_centers(measures)
+            usable += [first + k for k in centers]
+            # where a sequence ends is a cut
+            cut += [first + k for k in (*_cuts(measures), count - 1)]
+            lively += [flow.liveliness(measures, k) for k in range(count)]
+            longest = max(longest, count)
+            self.skipped += max(count - 2 - len(centers), 0)
         drawn = [self._begin(number) for number in range(self._options.count)]
         if self._method == "average":
             low, high = (int(v) for v in span(self._options.frames))
             counts = [draw_count(rng, low, high) for rng, _, _ in drawn]
         else:
             counts = [3] * len(drawn)
-        if len(measures) < max(counts):
+        if longest < max(counts):
             raise InputError(
-                f"{self._source} has {len(measures)} frames, and {max(counts)} are needed", "give more of them"
+                f"{self._source} has {longest} frames in a row, and {max(counts)} are needed", "give more of them"
             )
-        usable = flow.usable_centers(measures)
-        self.skipped = max(len(measures) - 2 - len(usable), 0)
-        cut = np.array(flow.cuts(lambda i: measures[i].thumb, len(measures)), np.int64)
-        centers = self._choose(usable, counts, [flow.liveliness(measures, k) for k in range(len(measures))], cut)
-        yield from self._render(centers, counts, drawn)
+        yield from self._render(self._choose(usable, counts, lively, np.array(cut, np.int64)), counts, drawn)
 
     def _choose(
         self, usable: list[int], counts: list[int], lively: list[float], cut: npt.NDArray[np.int64]
@@ -382,7 +411,7 @@ class _Job:
         window: deque[tuple[int, Picture]] = deque(maxlen=2 * after + 1)
         due = sorted(waiting)
         last = -1
-        for index, picture in enumerate(self._frames()):
+        for index, picture in enumerate(p for _, pictures in self._sequences() for p in pictures):
             window.append((index, picture))
             last = index
             while due and due[0] + after <= index:
@@ -488,6 +517,10 @@ class _Job:
             if score >= 1:
                 break
         return best[1], best[2], size, size
+
+
+def _cuts(measures: list[flow.FrameMeasure]) -> list[int]:
+    return flow.cuts(lambda i: measures[i].thumb, len(measures))
 
 
 def _stepped(steps: int | None) -> dict[str, Any]:

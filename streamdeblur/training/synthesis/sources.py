@@ -110,6 +110,9 @@ class _Synthesizer(ABC):
     def _picture(self, path: Path) -> Picture:
         return self._pictures.get(path, lambda: read_picture(path))
 
+    def _frame(self, sequence: Sequence, index: int) -> Picture:
+        return self._pictures.get((sequence.name, index), lambda: sequence.read(index))
+
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -230,7 +233,7 @@ class PairsSource:
 
 
 class HighSpeedSource(_Synthesizer):
-    """Eq. 1 on consecutive frames of high-speed footage: a folder of frames, or a folder of such folders.
+    """Eq. 1 on consecutive frames of high-speed footage: a folder of sequences, of videos, or one of them.
 
     frames: the range that M is drawn from. Pictures are clean already, so nothing is degraded by default. Exposures
     with a cut in them are drawn again.
@@ -246,9 +249,11 @@ class HighSpeedSource(_Synthesizer):
         draw_count(np.random.default_rng(0), *frames)
         self._frames = (frames[0], frames[1])
         self._thumbs: ArrayCache[Floats] = ArrayCache(64 * _MB)
-        self._sequences = [s.frames for s in find_sequences(self.path, videos=False) if len(s.frames) >= frames[0]]
+        self._sequences = [s for s in find_sequences(self.path, videos=True) if len(s) >= frames[0]]
         if not self._sequences:
-            raise InputError(f"{path} has no sequence of {frames[0]} frames", "give a folder of consecutive frames")
+            raise InputError(
+                f"{path} has no sequence of {frames[0]} frames", "give videos, or folders of consecutive frames"
+            )
 
     def _pair(self, rng: np.random.Generator, size: int) -> Crop:
         for _ in range(_WINDOWS):
@@ -260,27 +265,27 @@ class HighSpeedSource(_Synthesizer):
                 break
         else:
             raise InputError(f"{self.path} has hardly {count} frames without a cut", "give a folder for every shot")
-        middle = self._picture(sequence[first + count // 2])
-        left, top = _good_corner(rng, middle, size, sequence[first].name)
+        middle = self._frame(sequence, first + count // 2)
+        left, top = _good_corner(rng, middle, size, sequence.called(first))
         window = np.s_[top : top + size, left : left + size]
-        frames = [self._picture(p)[window] for p in sequence[first : first + count]]
+        frames = [self._frame(sequence, k)[window] for k in range(first, first + count)]
         linear = average_linear(frames, response)
         return degrade(linear, response, draw_damage(rng, self._degradation)), middle[window].copy()
 
     def _sharp(self, rng: np.random.Generator, size: int) -> Picture:
         sequence = self._draw(rng)
-        picture = self._picture(sequence[int(rng.integers(len(sequence)))])
+        picture = self._frame(sequence, int(rng.integers(len(sequence))))
         left, top = _good_corner(rng, picture, size, self.name)
         return picture[top : top + size, left : left + size].copy()
 
-    def _has_cut(self, sequence: list[Path], first: int, count: int) -> bool:
+    def _has_cut(self, sequence: Sequence, first: int, count: int) -> bool:
         def thumb(index: int) -> Floats:
-            path = sequence[index]
-            return self._thumbs.get(path, lambda: flow.thumbnail(flow.luma(self._picture(path))))
+            key = (sequence.name, index)
+            return self._thumbs.get(key, lambda: flow.thumbnail(flow.luma(self._frame(sequence, index))))
 
         return bool(flow.cuts(thumb, len(sequence), first, first + count - 1))
 
-    def _draw(self, rng: np.random.Generator) -> list[Path]:
+    def _draw(self, rng: np.random.Generator) -> Sequence:
         return self._sequences[int(rng.integers(len(self._sequences)))]
 
 
@@ -334,13 +339,11 @@ class FootageSource(_Synthesizer):
 
         return self._flows.get((sequence.name, a, b), make)
 
-    def _frame(self, sequence: Sequence, index: int) -> Picture:
-        return self._pictures.get((sequence.name, index), lambda: sequence.read(index))
-
     def _pair(self, rng: np.random.Generator, size: int) -> Crop:
         sequence, k = self._draw(rng)
         response = draw_response(rng, self._responses)
         middle = self._frame(sequence, k)
+        flow.check_size(middle, str(sequence.video or sequence.frames[k]))
         height, width = middle.shape[:2]
         best = (-1.0, 0, 0)
         forward = self._flow(sequence, k, k + 1)
@@ -418,7 +421,7 @@ class StillsSource(_Synthesizer):
         self._lights = _share("lights", lights)
         self._tremble = _span("tremble", tremble, f"give 0 <= MIN <= MAX <= {SHAKIEST:g}", SHAKIEST)
         self._stepped = _share("stepped", stepped)
-        self._photos = list_pictures(self.path)
+        self._photos = sorted(list_pictures(self.path))  # by text, as they are in no order: seeds keep their bytes
 
     def _pair(self, rng: np.random.Generator, size: int) -> Crop:
         photo, scale, (left, top) = self._draw(rng, size, margin=40)
