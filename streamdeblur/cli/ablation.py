@@ -44,7 +44,7 @@ def ablate(
     debug: bool,
 ) -> int:
     """Train the rows of the paper's Tables 3 and 4 at a budget of your own, and compare."""
-    from streamdeblur.training.ablation import HEADS, Row, cells, load_study, run_study
+    from streamdeblur.training.ablation import Row, lines, load_study, run_study
 
     console = make_console()
     set_up_logging(console, debug=debug)
@@ -66,15 +66,16 @@ def ablate(
             begin=begin,
         )
     if as_json:
-        print(json.dumps({f"table_{n}": found for n, found in results.tables.items()}, indent=2))
+        print(json.dumps({f"table_{n}": found for n, found in results.shown.items()}, indent=2))
     else:
         out = make_output(120)
-        for number, found in results.tables.items():
+        for number, found in results.shown.items():
+            head, *rest = lines(number, found)
             table = Table(title=f"Table {number}", box=None, pad_edge=False, title_justify="left")
-            for head in HEADS[number]:
-                table.add_column(head, justify="left" if head == "fusion" else "right")
-            for row in found:
-                table.add_row(*cells(number, row))
+            for name in head:
+                table.add_column(name, justify="left" if name == "fusion" else "right")
+            for row in rest:
+                table.add_row(*row)
             out.print(table)
     if results.stopped:
         console.print(f"stopped ({results.stopped}); the same command goes on", markup=False, highlight=False)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -38,25 +43,59 @@ def evaluate(
     set_up_logging(console, debug=debug)
     options = gather(EvaluateOptions, config, {**given, "data": data or None, "model": model or None, "output": output})
     from streamdeblur.evaluation.charts import duration
-    from streamdeblur.evaluation.measure import Progress
-    from streamdeblur.evaluation.measure import evaluate as run
+    from streamdeblur.evaluation.measure import Progress, measure, write
 
-    with Reporter(console, quiet=quiet, unit="pairs") as reporter:
+    with _stdout_to_stderr(), Reporter(console, quiet=quiet, unit="pairs") as reporter:
 
         def show(p: Progress) -> None:
             rate = duration(p.seconds / p.done) + " a pair"
             note = f"{p.set_name} {p.gain:+.2f} dB" if p.gain is not None else p.set_name
             reporter.step("evaluating", p.done, p.total, rate, note, p.seconds)
 
-        result = run(options, show)
-    if as_json:
-        print(result.as_json(), end="")
-    else:
-        out = make_output(180)
-        for s in result.sets:
-            out.print(_table(s, result.models, duration))
+        result, gallery = measure(options, show)
+    try:
+        write(result, gallery, options)
+    finally:  # hours of work are not lost with a disk that is full
+        if as_json:
+            print(result.as_json(), end="")
+        else:
+            out = make_output(180)
+            for s in result.sets:
+                out.print(_table(s, result.models, duration))
+                if s.note:
+                    out.print(s.note, markup=False, highlight=False)
     if options.output is not None and not quiet:
         console.print(str(options.output / "report.html"), markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """What models of other people print while they are imported, built and run must not end up between our results.
+
+    From Python and from C: the descriptor itself is turned.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        _flush()
+        try:
+            kept = os.dup(1)
+        except OSError:  # closed: nothing to keep clean
+            yield
+            return
+        try:
+            os.dup2(2, 1)
+            yield
+        finally:
+            _flush()  # code may have taken hold of it before
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL(None).fflush(None)  # what C still holds back
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _flush() -> None:
+    if sys.__stdout__ is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.__stdout__.flush()
 
 
 def _table(s: Any, models: Any, duration: Any) -> Table:

@@ -28,6 +28,7 @@ from streamdeblur.errors import InputError, StreamdeblurError, UsageError
 from streamdeblur.evaluation.detection_options import DetectEvalOptions
 from streamdeblur.evaluation.measure import Progress, to_picture, to_tensor
 from streamdeblur.evaluation.restorers import load_candidates
+from streamdeblur.evaluation.results import legible, plain
 from streamdeblur.evaluation.store import require_room, save
 from streamdeblur.training.pairs import find_pairs, read_pair
 from streamdeblur.version import __version__
@@ -209,7 +210,7 @@ def evaluate_detection(
     sets = [_Pairs(folder, options) for folder in options.data]
     if len({s.name for s in sets}) < len(sets):
         for s in sets:
-            s.name = str(s.folder)
+            s.name = legible(str(s.folder))
     candidates = load_candidates(
         options.model,
         weights=options.weights,
@@ -226,18 +227,19 @@ def evaluate_detection(
     for s in sets:
         seen = _Seen(s.name, versions, options.truth_threshold)
         for pair in s.pairs:
+            name = legible(pair.name)
             blurry, sharp = read_pair(pair)
             tensor = to_tensor(blurry)
             pictures = {BLURRY: blurry}
             for c in candidates:
                 pictures[c.name] = to_picture(c(tensor.to(c.device)).clamp(0, 1))
             pictures["sharp"] = sharp
-            found = {k: _only(_detect(detector, p, pair.name), wanted) for k, p in pictures.items()}
-            examples.offer(seen.add(pair.name, pictures, found))
+            found = {k: _only(_detect(detector, p, name), wanted) for k, p in pictures.items()}
+            examples.offer(seen.add(name, pictures, found))
             done += 1
             if progress is not None:
                 progress(Progress(done, total, s.name, None, time.monotonic() - begun))
-        results.append(seen.result(str(s.folder)))
+        results.append(seen.result(legible(str(s.folder))))
     if not any(s.truth for s in results):
         raise InputError(
             f"{options.detector} finds nothing on any sharp image with a score of {options.truth_threshold:g}",
@@ -246,9 +248,9 @@ def evaluate_detection(
     evaluation = DetectionEvaluation(
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        detector=Path(options.detector).name,
+        detector=legible(Path(options.detector).name),
         threshold=options.truth_threshold,
-        options=options.model_dump(mode="json", exclude={"output", "overwrite"}),
+        options=plain(options.model_dump(mode="json", exclude={"output", "overwrite"})),
         models=versions[1:],
         sets=results,
     )
@@ -332,7 +334,7 @@ class _Pairs:
         if options.limit is not None and options.limit < len(pairs):
             pairs = [pairs[i * len(pairs) // options.limit] for i in range(options.limit)]
         self.pairs = pairs
-        self.name = self.folder.resolve().name or str(self.folder)
+        self.name = legible(self.folder.resolve().name or str(self.folder))
 
 
 class _Seen:

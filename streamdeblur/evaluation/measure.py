@@ -22,7 +22,7 @@ from streamdeblur.evaluation.metrics import Window, psnr, quantize, ssim
 from streamdeblur.evaluation.options import EvaluateOptions
 from streamdeblur.evaluation.report import html_report
 from streamdeblur.evaluation.restorers import Candidate, load_candidates
-from streamdeblur.evaluation.results import Evaluation, ImageResult, ModelInfo, Score, SetResult
+from streamdeblur.evaluation.results import Evaluation, ImageResult, ModelInfo, Score, SetResult, legible, plain
 from streamdeblur.evaluation.store import require_room, save
 from streamdeblur.training.alignment import align
 from streamdeblur.training.pairs import find_pairs, read_pair
@@ -41,10 +41,34 @@ class Progress:
 
 
 def evaluate(options: EvaluateOptions, progress: Callable[[Progress], None] | None = None) -> Evaluation:
-    """Measure every model on every pair; write results.json, results.csv and report.html where ``options.output`` says.
+    """``measure``, then ``write``: results.json, results.csv and report.html where ``options.output`` says.
 
-    Pairs are read one after the other; what stays in memory beside the numbers is one pair, its restored images and
-    the gallery. The first model is the subject: the gallery shows where it gains and loses most.
+    Raises what they raise.
+    """
+    evaluation, gallery = measure(options, progress)
+    write(evaluation, gallery, options)
+    return evaluation
+
+
+def write(evaluation: Evaluation, gallery: Gallery, options: EvaluateOptions) -> None:
+    """The files of an evaluation, if ``options.output`` names a folder. Raises OutputError and DiskFull."""
+    if options.output is not None:
+        save(
+            options.output,
+            {
+                "results.json": evaluation.as_json(),
+                "results.csv": evaluation.as_csv(),
+                "report.html": html_report(evaluation, gallery, published=options.published),
+            },
+        )
+
+
+def measure(options: EvaluateOptions, progress: Callable[[Progress], None] | None = None) -> tuple[Evaluation, Gallery]:
+    """Measure every model on every pair; nothing is written, but ``options.output`` is made and must have room.
+
+    Names in what is returned are legible: bytes that are not UTF-8 are escaped. Pairs are read one after the other;
+    what stays in memory beside the numbers is one pair, its restored images and the gallery. The first model is the
+    subject: the gallery shows where it gains and loses most.
 
     Raises UsageError (options, unknown models), InputError (pairs, empty sets), WeightsError, DeviceError, OutputError,
     and StreamdeblurError where a restorer fails or returns something else than an image.
@@ -71,7 +95,7 @@ def evaluate(options: EvaluateOptions, progress: Callable[[Progress], None] | No
     results: list[SetResult] = []
     total, done, begun = sum(len(s.pairs) for s in sets), 0, time.monotonic()
     for one in sets:
-        result = SetResult(one.name, str(one.folder), one.aligned)
+        result = SetResult(one.name, legible(str(one.folder)), one.aligned)
         results.append(result)
         gains: list[float] = []
         for name, blurry, sharp in one.read():
@@ -88,21 +112,12 @@ def evaluate(options: EvaluateOptions, progress: Callable[[Progress], None] | No
         version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=_machine(candidates[0].device),
-        options=options.model_dump(mode="json", exclude={"output", "overwrite"}),
+        options=plain(options.model_dump(mode="json", exclude={"output", "overwrite"})),
         ssim_window=options.ssim_window,
         models=infos,
         sets=results,
     )
-    if options.output is not None:
-        save(
-            options.output,
-            {
-                "results.json": evaluation.as_json(),
-                "results.csv": evaluation.as_csv(),
-                "report.html": html_report(evaluation, gallery, published=options.published),
-            },
-        )
-    return evaluation
+    return evaluation, gallery
 
 
 class _Set:
@@ -115,7 +130,7 @@ class _Set:
             pairs = [pairs[i * len(pairs) // options.limit] for i in range(options.limit)]
         self.pairs = pairs
         self.aligned = options.align == "on" or (options.align == "auto" and self._is_realblur(options))
-        self.name = self.folder.resolve().name or str(self.folder)
+        self.name = legible(self.folder.resolve().name or str(self.folder))
 
     def _is_realblur(self, options: EvaluateOptions) -> bool:
         if options.layout != "auto":
@@ -126,7 +141,7 @@ class _Set:
         """Name, blurry and sharp image of each pair: (1, 3, H, W) float32 in [0, 1] on the CPU."""
         for pair in self.pairs:
             blurry, sharp = read_pair(pair)
-            yield pair.name, to_tensor(blurry), to_tensor(sharp)
+            yield legible(pair.name), to_tensor(blurry), to_tensor(sharp)
 
 
 def _name(sets: Sequence[_Set]) -> None:
@@ -134,7 +149,7 @@ def _name(sets: Sequence[_Set]) -> None:
     counts = Counter(s.name for s in sets)
     for s in sets:
         if counts[s.name] > 1:
-            s.name = str(s.folder)
+            s.name = legible(str(s.folder))
     if len({s.name for s in sets}) < len(sets):
         raise UsageError(f"folder {Counter(s.name for s in sets).most_common(1)[0][0]} is given twice", "give it once")
 
@@ -261,7 +276,7 @@ def _info(candidate: Candidate, first: Tensor) -> ModelInfo:
     height, width = first.shape[-2:]
     return ModelInfo(
         name=candidate.name,
-        source=candidate.source,
+        source=legible(candidate.source),
         kind=candidate.kind,
         device=str(candidate.device),
         precision=candidate.precision,

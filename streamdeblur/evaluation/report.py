@@ -66,7 +66,13 @@ def _sentence(s: SetResult, summary: Summary) -> str:
     if summary.sharp_psnr is not None:
         kept = "unchanged" if math.isinf(summary.sharp_psnr) else f"kept to {_db(summary.sharp_psnr)} dB"
         what += f"; sharp images {kept}"
+    if s.note:
+        what += f"; {escape(s.note)}"
     return what
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _set(s: SetResult, evaluation: Evaluation, published: bool) -> list[str]:
@@ -80,6 +86,7 @@ def _set(s: SetResult, evaluation: Evaluation, published: bool) -> list[str]:
     parts = [
         f'<h2>{escape(s.name)} <span class="note">{count}{how}</span></h2>',
         f'<div class="card scroll">{_table(s, summaries, evaluation.models, colors)}</div>',
+        *([f'<p class="note">{escape(_upper(s.note))}.</p>'] if s.note else []),
         '<div class="two"><figure class="card"><h3>PSNR (dB) against run time</h3>',
         scatter(points, s.input_psnr, TABLE_1 if published else ()),
     ]

@@ -16,9 +16,11 @@ Python factories, .pt2 files and pickles may run code of their author's: load on
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from streamdeblur.detect.factories import FactoryWord, factory_word
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WeightsError
 from streamdeblur.evaluation.onnx_files import count_parameters
+from streamdeblur.evaluation.results import legible
 from streamdeblur.models import registry
 from streamdeblur.models.analysis import gflop, parameters
 from streamdeblur.models.base import ResidualModel
@@ -168,6 +171,7 @@ def _tell_apart(candidates: Sequence[Candidate], weights: str | None) -> None:
         if counts[c.name] > 1:
             seen[c.name] += 1
             c.name = f"{c.name} #{seen[c.name]}"
+        c.name = legible(c.name)
 
 
 def _load(
@@ -271,10 +275,35 @@ def _positive(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
 
+def _debugging() -> bool:
+    return logging.getLogger("streamdeblur").isEnabledFor(logging.DEBUG)
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """torch logs what it also raises, with a traceback; that line is for who debugs."""
+
+    def refuse(_: logging.LogRecord) -> bool:
+        return False
+
+    handlers: list[logging.Handler] = []
+    if not _debugging():
+        names = [n for n in list(logging.root.manager.loggerDict) if n.partition(".")[0] == "torch"]
+        handlers = [handler for n in names for handler in logging.getLogger(n).handlers]
+    for handler in handlers:
+        handler.addFilter(refuse)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(refuse)
+
+
 def _exported(word: str, place: torch.device, multiple: int) -> Candidate:
     path = _file(word)
     try:
-        program = torch.export.load(path)
+        with _quiet_torch():
+            program = torch.export.load(path)
         if place.type != "cpu":
             from torch.export.passes import move_to_device_pass
 
@@ -305,7 +334,8 @@ def _onnx(word: str, place: torch.device, multiple: int) -> Candidate:
         providers.insert(0, "CUDAExecutionProvider")
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = 3
+    # its errors are raised as well, and become one line of ours
+    settings.log_severity_level = 3 if _debugging() else 4
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), settings, providers=providers)
     except Exception as e:  # its exceptions share no base class

@@ -20,7 +20,9 @@ DEFINITIONS = {
     "image only, mean of the three channels (scikit-image: gaussian_weights=True, sigma=1.5, "
     "use_sample_covariance=False)",
     "ssim_uniform": "scikit-image's default: uniform 7x7 window, sample statistics, mean of the three channels",
-    "gain": "PSNR of the restored image minus PSNR of the blurry one, both against the sharp one",
+    "gain": "PSNR of the restored image minus PSNR of the blurry one, both against the sharp one; a set's gain and the "
+    "PSNR of its blurry input are means over gain_pairs only",
+    "gain_pairs": "pairs whose blurry image differs from the sharp one; the others have nothing to gain",
     "seconds": "one image, from tensor to tensor on the device, synchronised before and after; warm-up excluded; "
     "median of the runs, and over a set the median of its images",
     "sharp_psnr": "do no harm: the sharp images through the model, 8-bit, PSNR against themselves; inf is unchanged",
@@ -98,8 +100,25 @@ class SetResult:
     images: list[ImageResult] = field(default_factory=list)
 
     @property
+    def gain_pairs(self) -> int:
+        """How many pairs have a blurry image that differs from the sharp one, and so a gain."""
+        return sum(math.isfinite(i.input_psnr) for i in self.images)
+
+    @property
+    def note(self) -> str:
+        """One line where gain and input PSNR are not of all pairs, else ""."""
+        count, total = self.gain_pairs, len(self.images)
+        if count == total:
+            return ""
+        if not count:
+            return "no pair has a blurry image that differs from the sharp one: there is nothing to gain"
+        return f"gain and input PSNR are of the {count} of {total} pairs whose blurry image differs from the sharp one"
+
+    @property
     def input_psnr(self) -> float:
-        return _mean(i.input_psnr for i in self.images)
+        """Mean over the pairs that have a gain, so that one untouched pair doesn't make it infinite."""
+        levels = [i.input_psnr for i in self.images]
+        return _mean([p for p in levels if math.isfinite(p)] or levels)
 
     @property
     def input_ssim(self) -> float:
@@ -157,6 +176,7 @@ class Evaluation:
                 "name": s.name,
                 "folder": s.folder,
                 "pairs": len(s.images),
+                "gain_pairs": s.gain_pairs,
                 "aligned": s.aligned,
                 "input": {"psnr": s.input_psnr, "ssim": s.input_ssim},
                 "results": [asdict(s.summary(m.name)) for m in self.models],
@@ -164,7 +184,7 @@ class Evaluation:
             }
             for s in self.sets
         ]
-        values: dict[str, Any] = _plain(
+        values: dict[str, Any] = plain(
             {
                 "version": self.version,
                 "created": self.created,
@@ -195,14 +215,25 @@ class Evaluation:
         return text.getvalue()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON takes it: see ``Evaluation.as_dict``; text is made legible."""
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
+    if isinstance(value, str):
+        return legible(value)
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {plain(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
+
+
+def legible(name: str) -> str:
+    r"""A name of a file as text that can be written: bytes that are not UTF-8 become ``\xe9``."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair of UTF-16, which no file system of ours gives
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _mean(values: Iterable[float]) -> float:

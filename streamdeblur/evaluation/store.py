@@ -34,12 +34,15 @@ def save(folder: Path, files: Mapping[str, str]) -> None:
     partial = {folder / f"{name}.partial": folder / name for name in files}
     try:
         for path, text in zip(partial, files.values(), strict=True):
-            path.write_text(text, encoding="utf-8")
+            # names are legible by now; should one have slipped through, it is not worth the results
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
         for path, target in partial.items():
             path.replace(target)
-    except OSError as e:
+    except BaseException as e:
         for path in partial:
             path.unlink(missing_ok=True)
+        if not isinstance(e, OSError):
+            raise
         if e.errno == errno.ENOSPC:
             raise DiskFull(f"no space left for the results in {folder}", "free some, or write elsewhere with -o") from e
         raise OutputError(f"results can't be written to {folder}: {e.strerror}", "write elsewhere with -o") from e

@@ -1,7 +1,8 @@
 """The ablations of the paper (Tables 3 and 4) at a budget of one's own: every row trained, scored, and tabled.
 
 A study is a folder: a run for every row (``streamdeblur.training.trainer``), beside it NAME.json with its result, and
-the tables as ablation.json, ablation.csv and ablation.md. Started again, it goes on where it was, row by row.
+the tables as ablation.json, ablation.csv and ablation.md. Started again, it goes on where it was, row by row. Rows that
+the folder already has stay in its tables whatever is trained next; where steps differ, the tables say so.
 """
 
 from __future__ import annotations
@@ -78,11 +79,15 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Study:
-    """What to train. recipe: of every row, but for its switches; minutes: at most so many a row, 0 for no limit."""
+    """What to train. recipe: of every row, but for its switches; minutes: at most so many a row, 0 for no limit.
+
+    tables: the one that was asked for, empty for both.
+    """
 
     recipe: Recipe
     rows: tuple[Row, ...] = ROWS
     minutes: float = 0.0
+    tables: tuple[Table, ...] = ()
 
     def recipe_of(self, row: Row) -> Recipe:
         """The recipe of one row."""
@@ -94,7 +99,8 @@ class Study:
 class RowResult:
     """A trained row. psnr: mean over the validation sets (dB, 8 bit), of the averaged weights of the last step.
 
-    gain: over the blurred input. parameters: of the network as trained. seconds: of training.
+    gain: over the blurred input. parameters: of the network as trained. steps: that it was trained for, all calls
+    together. seconds: of training. minutes: the limit that it had, 0 for none.
     """
 
     row: Row
@@ -104,14 +110,23 @@ class RowResult:
     parameters: int
     steps: int
     seconds: float
+    minutes: float = 0.0
+
+    def comparable(self, other: RowResult) -> bool:
+        """Whether both had one budget: the same steps, or the same minutes, in which steps differ by design."""
+        return self.steps == other.steps or 0 < self.minutes == other.minutes
 
 
 @dataclass(frozen=True)
 class Results:
-    """Of the rows done so far. stopped: the signal that ended the study early, else ""."""
+    """Of the rows done so far, in this call or before. stopped: the signal that ended the study early, else "".
+
+    asked: the table that was asked for, empty for both.
+    """
 
     rows: tuple[RowResult, ...]
     stopped: str
+    asked: tuple[Table, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -119,7 +134,10 @@ class Results:
         return 128 + int(signal.Signals[self.stopped]) if self.stopped else 0
 
     def of(self, table: Table) -> list[dict[str, Any]]:
-        """The rows of a table, plain. ``against``: dB to the table's full network, ours and the paper's."""
+        """The rows of a table, plain. ``against``: dB to the table's full network, ours and the paper's.
+
+        Ours is None beside a full network of another budget: more training would pass for a better network.
+        """
         rows = [r for r in self.rows if table in r.row.tables]
         full = next((r for r in rows if r.row.name == "full"), None)
         return [
@@ -129,7 +147,7 @@ class Results:
                 **r.row.switches,
                 "msfr": r.row.msfr,
                 "psnr": round(r.psnr, 4),
-                "against": None if full is None else round(r.psnr - full.psnr, 4),
+                "against": None if full is None or not r.comparable(full) else round(r.psnr - full.psnr, 4),
                 "gain": round(r.gain, 4),
                 "parameters": r.parameters,
                 "steps": r.steps,
@@ -144,9 +162,27 @@ class Results:
 
     @property
     def tables(self) -> dict[Table, list[dict[str, Any]]]:
-        """Both, without one that has no rows."""
+        """Those asked for, and those with a row of their own: the full network, which is in both, makes none alone."""
         numbers: tuple[Table, ...] = (3, 4)
-        return {n: rows for n in numbers if (rows := self.of(n))}
+        own = [n for n in numbers if n in self.asked or any(r.row.tables == (n,) for r in self.rows)]
+        return {n: rows for n in own or numbers if (rows := self.of(n))}
+
+    @property
+    def shown(self) -> dict[Table, list[dict[str, Any]]]:
+        """Of ``tables``, those asked for."""
+        return {n: rows for n, rows in self.tables.items() if not self.asked or n in self.asked}
+
+    @property
+    def warning(self) -> str:
+        """One line where rows of a table had different budgets, else ""."""
+        uneven = any(not a.comparable(b) for a in self.rows for b in self.rows if set(a.row.tables) & set(b.row.tables))
+        if not uneven:
+            return ""
+        by_steps: dict[int, list[str]] = {}
+        for r in self.rows:
+            by_steps.setdefault(r.steps, []).append(r.row.name)
+        groups = "; ".join(f"{', '.join(names)}: {steps}" for steps, names in sorted(by_steps.items()))
+        return f"rows were trained for different steps ({groups}) and don't compare; train all for the same --steps"
 
 
 def load_study(
@@ -182,7 +218,10 @@ def load_study(
     if not isinstance(limit, (int, float)) or isinstance(limit, bool) or not 0 <= limit < math.inf:
         raise ConfigError(f"ablation.minutes {limit!r} in {where} is no number of at least 0")
     architecture(recipe)  # refuse one that can't be built now
-    return Study(recipe, _choose(tables or own.get("tables") or (), rows or own.get("rows") or (), where), float(limit))
+    asked = tables or own.get("tables") or ()
+    chosen = _choose(asked, rows or own.get("rows") or (), where)
+    only: tuple[Table, ...] = (3,) if set(asked) == {3} else (4,) if set(asked) == {4} else ()
+    return Study(recipe, chosen, float(limit), only)
 
 
 def _choose(tables: Any, names: Any, where: str) -> tuple[Row, ...]:
@@ -213,9 +252,12 @@ def run_study(
 ) -> Results:
     """Train what is not done yet, and write the tables after every row. SIGTERM and SIGINT save the row and stop.
 
-    begin: told before every row that is trained: the row, its number from 1, how many there are.
+    The tables, and what is returned, also have the rows that earlier calls left in ``folder``, whatever their steps; a
+    warning names what does not compare. begin: told before every row that is trained: the row, its number from 1, how
+    many there are. Raises UsageError for a run of another recipe, InputError for a result that can't be read,
+    OutputError, and what training raises.
     """
-    done: list[RowResult] = []
+    found, left_out = _earlier(folder, study)
     stopped = ""
     for number, row in enumerate(study.rows, start=1):
         recipe = study.recipe_of(row)
@@ -225,6 +267,7 @@ def run_study(
             _refuse_other(kept, folder / row.name, row, recipe)
             if begin is not None:
                 begin(row, number, len(study.rows))
+            found.pop(row.name, None)  # its file says "under way" from here on
             spent = float(kept.get("seconds", 0.0)) if kept else 0.0
             left = max(1e-6, study.minutes - spent / 60) if study.minutes else None
             asked = {"recipe": json.loads(recipe.to_json()), "minutes": study.minutes}
@@ -253,12 +296,58 @@ def run_study(
                 parameters=_count(architecture(recipe)),
                 steps=outcome.step,
                 seconds=spent,
+                minutes=study.minutes,
             )
             values = {k: v for k, v in dataclasses.asdict(result).items() if k != "row"}
             _keep(folder, row, {**values, **asked})
-        done.append(result)
-        write_tables(Results(tuple(done), stopped), folder)
-    return Results(tuple(done), stopped)
+        found[row.name] = result
+        left_out.pop(row.name, None)
+        write_tables(_results(found, stopped, study), folder)
+    results = _results(found, stopped, study)
+    if results.warning:
+        log.warning("%s", results.warning)
+    if left_out:
+        rows = ", ".join(f"{name} (another {', '.join(keys)})" for name, keys in left_out.items())
+        log.warning("rows of another recipe in %s are not in the tables: %s; train them again elsewhere", folder, rows)
+    return results
+
+
+def _results(found: Mapping[str, RowResult], stopped: str, study: Study) -> Results:
+    return Results(tuple(found[r.name] for r in ROWS if r.name in found), stopped, study.tables)
+
+
+def _earlier(folder: Path, study: Study) -> tuple[dict[str, RowResult], dict[str, list[str]]]:
+    """By name: what earlier calls finished in ``folder``, and the rows of another recipe with what differs in it."""
+    found: dict[str, RowResult] = {}
+    left_out: dict[str, list[str]] = {}
+    for row in ROWS:
+        kept = _kept(folder, row)
+        if not kept or "psnr" not in kept:  # not begun, or under way
+            continue
+        before, now = kept.get("recipe"), json.loads(study.recipe_of(row).to_json())
+        if not isinstance(before, dict):
+            left_out[row.name] = ["recipe"]
+            continue
+        other = _differing(before, now, ("steps", "log_every", "state", "validation"))
+        # Pictures that score a row are part of what it is, how often they do is not.
+        if not other and _differing(before.get("validation"), {"sets": now["validation"]["sets"]}):
+            other = ["validation.sets"]
+        if other:
+            left_out[row.name] = other
+        else:
+            found[row.name] = _result(kept, row)
+    return found, left_out
+
+
+def _differing(before: Any, now: Mapping[str, Any], free: Sequence[str] = ()) -> list[str]:
+    """Keys of a recipe, but for those in ``free``, that another has otherwise."""
+    if not isinstance(before, dict):
+        return ["recipe"]
+    return [key for key in now if key not in free and before.get(key) != now[key]]
+
+
+def _result(kept: Mapping[str, Any], row: Row) -> RowResult:
+    return RowResult(row, **{f.name: kept[f.name] for f in dataclasses.fields(RowResult) if f.name in kept})
 
 
 def _count(config: MIMOUNetConfig) -> int:
@@ -298,7 +387,7 @@ def _finished(kept: dict[str, Any] | None, row: Row, recipe: Recipe, minutes: fl
         or kept.get("minutes") != minutes
     ):
         return None
-    return RowResult(row, **{f.name: kept[f.name] for f in dataclasses.fields(RowResult) if f.name != "row"})
+    return _result(kept, row)
 
 
 def _refuse_other(kept: dict[str, Any] | None, run: Path, row: Row, recipe: Recipe) -> None:
@@ -306,9 +395,7 @@ def _refuse_other(kept: dict[str, Any] | None, run: Path, row: Row, recipe: Reci
     before = (kept or {}).get("recipe")
     if not isinstance(before, dict) or not run.exists():
         return
-    now = json.loads(recipe.to_json())
-    free = ("steps", "log_every", "state", "validation")
-    other = [key for key in now if key not in free and before.get(key) != now[key]]
+    other = _differing(before, json.loads(recipe.to_json()), ("steps", "log_every", "state", "validation"))
     if other:
         raise UsageError(
             f"{run} holds row {row.name} of a recipe with another {', '.join(other)}",
@@ -340,8 +427,17 @@ HEADS = {
 }
 
 
-def cells(table: Table, row: Mapping[str, Any]) -> list[str]:
-    """A row of ``Results.of`` as text under ``HEADS``."""
+def lines(table: Table, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A table of ``Results.of`` as text: its head, then its rows. Where steps differ, a column says how many."""
+    text = [list(HEADS[table]), *(_cells(table, row) for row in rows)]
+    if len({row["steps"] for row in rows}) > 1:
+        at = HEADS[table].index("parameters") + 1  # the last of ours, before the paper's
+        for line, cell in zip(text, ["steps", *(f"{row['steps']:,}" for row in rows)], strict=True):
+            line.insert(at, cell)
+    return text
+
+
+def _cells(table: Table, row: Mapping[str, Any]) -> list[str]:
 
     def against(value: float | None) -> str:
         return "" if value is None else f"{value:+.2f}"
@@ -369,6 +465,9 @@ def write_tables(results: Results, folder: Path) -> None:
     _write(folder / "ablation.csv", text.getvalue())
     parts = []
     for number, rows in tables.items():
-        lines = [HEADS[number], ["---"] * len(HEADS[number]), *(cells(number, row) for row in rows)]
-        parts.append(f"## Table {number}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        head, *text_rows = lines(number, rows)
+        ruled = [head, ["---"] * len(head), *text_rows]
+        parts.append(f"## Table {number}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in ruled))
+    if results.warning:
+        parts.append(f"Note: {results.warning}.")
     _write(folder / "ablation.md", "\n\n".join(parts) + "\n")

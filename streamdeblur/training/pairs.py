@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -58,25 +58,52 @@ def find_pairs(root: str | Path, layout: str = "auto", split: Split = "train") -
     if not base.is_dir():
         raise UnreadableInput(f"{base} is not a folder", "give the folder of a set of pairs")
     kind = _recognise(base, split) if layout == "auto" else layout
-    if kind in ("gopro", "gopro_gamma"):
-        pairs = _gopro(base, split, "blur_gamma" if kind == "gopro_gamma" else "blur")
-    elif kind in ("realblur_j", "realblur_r"):
-        pairs = _realblur(base, split, kind[-1].upper())
-    elif kind == "reds":
-        pairs = _reds(base, split)
-    elif kind == "hide" and split == "train":
-        raise InputError(f"HIDE ({base}) has no pairs for training", "use split test")
-    else:
-        pairs = _plain(base, split)
+    try:
+        pairs = _in_layout(base, kind, split)
+    except _NeitherSide as e:
+        raise InputError(e.what, _other_layout(base, layout, split) or e.hint) from None
     if not pairs:
         raise InputError(
-            f"{base} holds no {split} pairs in layout {kind}", "check the folder, the layout and the split"
+            f"{base} holds no {split} pairs in layout {kind}",
+            _other_layout(base, layout, split) or "check the folder, the layout and the split",
         )
     for pair in pairs:
-        sizes = header_size(pair.blur), header_size(pair.sharp)
-        if None not in sizes and sizes[0] != sizes[1]:
-            raise _differ(pair, sizes[0], sizes[1])
+        blur, sharp = header_size(pair.blur), header_size(pair.sharp)
+        if blur is None or sharp is None or blur == sharp:
+            continue
+        if blur != sharp[::-1]:
+            raise _differ(pair, blur, sharp)
+        read_pair(pair)  # a PNG may be turned by a chunk behind its pixels, which only decoding tells
     return sorted(pairs, key=lambda p: p.name)
+
+
+def _in_layout(base: Path, kind: str, split: Split) -> list[Pair]:
+    if kind in ("gopro", "gopro_gamma"):
+        return _gopro(base, split, "blur_gamma" if kind == "gopro_gamma" else "blur")
+    if kind in ("realblur_j", "realblur_r"):
+        return _realblur(base, split, kind[-1].upper())
+    if kind == "reds":
+        return _reds(base, split)
+    if kind == "hide" and split == "train":
+        raise InputError(f"HIDE ({base}) has no pairs for training", "use split test")
+    return _plain(base, split)
+
+
+class _NeitherSide(InputError):
+    """Both folders of a pair are missing: most likely the layout is another."""
+
+
+def _other_layout(base: Path, layout: str, split: Split) -> str:
+    """What to do where a set has no pairs in the layout that was named, but looks like another; else ""."""
+    if layout == "auto":
+        return ""
+    try:
+        looks = _recognise(base, split)
+    except InputError:
+        return ""
+    if looks == layout or {looks, layout} == {"plain", "hide"}:
+        return ""
+    return f"it looks like layout {looks}: name that, or none (--layout auto)"
 
 
 def read_pair(pair: Pair) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -222,6 +249,8 @@ def _realblur(root: Path, split: Split, letter: str) -> list[Pair]:
 
 def _match(blur: Path, sharp: Path, prefix: str) -> list[Pair]:
     """Pictures of the same name in two folders."""
+    if not blur.is_dir() and not sharp.is_dir():
+        raise _NeitherSide(f"neither {blur} nor {sharp} is a folder", "check the folder, the layout and the split")
     for folder, other in ((blur, sharp), (sharp, blur)):
         if not folder.is_dir():
             raise InputError(
@@ -256,16 +285,21 @@ def _key(path: Path) -> str:
 
 
 def header_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) from the header of a PNG (RFC 2083, 4.1.1) or JPEG (ITU-T T.81, B.2.2); None for others."""
+    """(width, height) from the header of a PNG (RFC 2083, 4.1.1) or JPEG (ITU-T T.81, B.2.2); None for others.
+
+    Upright, as ``read_picture`` gives it: an orientation in EXIF counts, but for one that a PNG has behind its pixels.
+    Raises UnreadableInput.
+    """
     try:
         with open(path, "rb") as f:
             head = f.read(24)
             if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) == 24:
                 width, height = struct.unpack(">II", head[16:24])
-                return int(width), int(height)
+                return _upright(int(width), int(height), _png_exif(f))
             if head[:2] != b"\xff\xd8":
                 return None
             f.seek(2)
+            exif = b""
             while True:
                 marker = f.read(2)
                 if len(marker) < 2 or marker[0] != 0xFF:
@@ -283,7 +317,40 @@ def header_size(path: Path) -> tuple[int, int] | None:
                     if len(frame) < 5:
                         return None
                     height, width = struct.unpack(">HH", frame[1:5])
-                    return int(width), int(height)
-                f.seek(size - 2, 1)
+                    return _upright(int(width), int(height), exif)
+                if code == 0xE1 and not exif:  # APP1 has EXIF, or XMP
+                    data = f.read(max(0, size - 2))
+                    exif = data[6:] if data.startswith(b"Exif\0\0") else b""
+                else:
+                    f.seek(size - 2, 1)
     except OSError as e:
         raise UnreadableInput(f"picture {path} can't be read: {e.strerror}") from e
+
+
+def _png_exif(f: BinaryIO) -> bytes:
+    """What the eXIf chunk of a PNG holds, if it stands before the pixels; reading all of a file would take long."""
+    f.seek(8)
+    while True:
+        head = f.read(8)
+        if len(head) < 8 or head[4:] in (b"IDAT", b"IEND"):
+            return b""
+        (length,) = struct.unpack(">I", head[:4])
+        if head[4:] == b"eXIf":
+            return f.read(length)
+        f.seek(length + 4, 1)
+
+
+def _upright(width: int, height: int, exif: bytes) -> tuple[int, int]:
+    """The size as turned by the orientation in EXIF's first directory (TIFF 6.0, tag 274); 5 to 8 lie on a side."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    try:
+        if order is not None:
+            (at,) = struct.unpack_from(f"{order}I", exif, 4)
+            (count,) = struct.unpack_from(f"{order}H", exif, at)
+            for entry in range(at + 2, at + 2 + 12 * count, 12):
+                tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
+                if (tag, kind) == (0x0112, 3):
+                    return (height, width) if 5 <= value <= 8 else (width, height)
+    except struct.error:  # cut short: decoders pass over it too
+        pass
+    return width, height

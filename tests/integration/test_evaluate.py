@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gc
 import json
+import os
 import re
+import subprocess
 import sys
 import tracemalloc
 import types
@@ -23,7 +26,15 @@ from torch import Tensor, nn
 
 from streamdeblur.cli.evaluation import evaluate as command
 from streamdeblur.config import load_yaml, parse
-from streamdeblur.errors import ConfigError, InputError, OutputError, StreamdeblurError, UsageError, WeightsError
+from streamdeblur.errors import (
+    ConfigError,
+    DiskFull,
+    InputError,
+    OutputError,
+    StreamdeblurError,
+    UsageError,
+    WeightsError,
+)
 from streamdeblur.evaluation.measure import Progress, evaluate
 from streamdeblur.evaluation.options import EvaluateOptions, Layout
 from streamdeblur.training.alignment import align
@@ -236,6 +247,89 @@ def test_an_image_that_was_never_blurry_has_no_gain(tmp_path: Path) -> None:
     assert data["images"][0]["input_psnr"] == "inf"
     assert data["images"][0]["scores"]["offset"]["gain"] is None
     assert result.sets[0].summary("offset").worst_image == "b"
+
+
+def test_the_table_says_of_how_many_pairs_the_gain_is(tmp_path: Path) -> None:
+    make_pairs(tmp_path, 2)
+    write(tmp_path / "blur" / "same.png", scene(9))
+    write(tmp_path / "sharp" / "same.png", scene(9))
+    done = run("-d", tmp_path, "-m", "offset", "--no-do-no-harm")
+    assert done.exception is None, done.exception
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("gain and input PSNR are of the 2 of 3 pairs")
+    assert "inf" not in done.stdout
+    blurred = np.mean([psnr(*(read(tmp_path / side / f"p{i}.png") for side in ("blur", "sharp"))) for i in range(2)])
+    (given,) = [x for x in lines if x.startswith("blurry input")]
+    assert float(given.split()[2]) == pytest.approx(blurred, abs=0.006)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_full_disk_does_not_take_the_numbers(
+    pairs: Path, tmp_path: Path, as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    done = run("-d", pairs, "-m", "identity", "-o", tmp_path / "out", *(["--json"] if as_json else []))
+    with pytest.raises(DiskFull, match="no space left for the results in"):
+        raise_of(done)
+    if as_json:
+        assert json.loads(done.stdout)["sets"][0]["pairs"] == 3
+    else:
+        assert done.stdout.splitlines()[-1].startswith("identity")
+    assert "report.html" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
+    folder, odd = tmp_path / os.fsdecode(b"s\xe9t"), os.fsdecode(b"caf\xe9.png")
+    for side in ("blur", "sharp"):
+        path = write(tmp_path / "a.png", scene(1 if side == "blur" else 2))
+        (folder / side).mkdir(parents=True)
+        try:
+            path.rename(folder / side / odd)
+        except OSError:
+            pytest.skip("this file system has names of UTF-8 only")
+    for more in ([], ["--json"]):
+        done = run("-d", folder, "-m", "identity", "-o", tmp_path / f"out{len(more)}", *more)
+        assert done.exception is None, done.exception
+        assert r"caf\xe9" in done.stdout.replace("\\\\", "\\")
+        for name in ("results.json", "results.csv", "report.html"):
+            text = (tmp_path / f"out{len(more)}" / name).read_text(encoding="utf-8")
+            assert r"caf\xe9" in text.replace("\\\\", "\\")
+            assert r"s\xe9t" in text.replace("\\\\", "\\")
+            assert "udce9" not in text
+
+
+TALKS = """
+import os, sys
+print("while imported")
+early = sys.stdout
+def build():
+    print("while built")
+    def restore(x):
+        print("while run")
+        os.write(1, b"from C\\n")
+        sys.__stdout__.write("by the first stdout\\n")
+        return x
+    return restore
+"""
+
+
+def test_what_models_print_goes_to_stderr(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(TALKS)
+    words = ["evaluate", "-d", pairs, "-m", f"{tmp_path / 'talks.py'}:build", "--limit", "1", "--json", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-m", "streamdeblur", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert json.loads(done.stdout)["sets"][0]["pairs"] == 1
+    for said in ("while imported", "while built", "while run", "from C", "by the first stdout"):
+        assert said in done.stderr
 
 
 def test_configuration_file_and_command_line(pairs: Path, tmp_path: Path) -> None:

@@ -6,20 +6,22 @@ import csv
 import io
 import json
 import math
+import os
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streamdeblur.errors import OutputError
+from streamdeblur.errors import DiskFull, OutputError
 from streamdeblur.evaluation.charts import Point, bars, duration, nice_ticks, scatter
 from streamdeblur.evaluation.gallery import CROP, CROPS, FLOOR, Gallery, region_gains, shrink
 from streamdeblur.evaluation.published import TABLE_1
 from streamdeblur.evaluation.report import MOST_ROWS, html_report
-from streamdeblur.evaluation.results import Evaluation, ImageResult, ModelInfo, Score, SetResult
+from streamdeblur.evaluation.results import Evaluation, ImageResult, ModelInfo, Score, SetResult, legible
 from streamdeblur.evaluation.store import require_room, save
 
 VOID = {"meta", "link", "img", "br"}
@@ -119,6 +121,58 @@ def test_infinite_and_missing_numbers_are_words_in_json_and_empty_in_csv() -> No
     for r in rows:
         image = next(i for i in e.sets[0].images if i.name == r["image"])
         assert float(r["ssim"]) == image.scores[r["model"]].ssim
+
+
+def test_gain_and_input_say_of_how_many_pairs_they_are() -> None:
+    e = evaluation(3)
+    s = e.sets[0]
+    assert (s.gain_pairs, s.note, json.loads(e.as_json())["sets"][0]["gain_pairs"]) == (3, "", 3)
+    assert "whose blurry image differs" not in html_report(e, gallery_for(e)).partition("How it was measured")[0]
+    row = s.images[2]
+    scores = {k: replace(v, gain=math.nan) for k, v in row.scores.items()}
+    s.images[2] = replace(row, input_psnr=math.inf, scores=scores)
+    note = "gain and input PSNR are of the 2 of 3 pairs whose blurry image differs from the sharp one"
+    assert s.note == note
+    data = json.loads(e.as_json())
+    assert (data["sets"][0]["gain_pairs"], data["sets"][0]["input"]["psnr"]) == (2, 20.0)
+    assert data["sets"][0]["results"][0]["gain"] == 1.5
+    assert "gain_pairs" in data["definitions"]
+    page = html_report(e, gallery_for(e))
+    Page(page)
+    assert page.count(note[1:]) == 2  # in the first sentence and under the table
+    assert 'data-key="input_psnr" data-value="20.0"' in page
+    s.images[:] = [replace(i, input_psnr=math.inf) for i in s.images]
+    assert s.input_psnr == math.inf
+    assert s.note == "no pair has a blurry image that differs from the sharp one: there is nothing to gain"
+
+
+def test_names_that_are_no_text_can_be_written(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9 \xc3\xa9")
+    assert legible(odd) == r"caf\xe9 é"
+    assert legible("é \ud800") == r"é \ud800"
+    e = replace(evaluation(), options={"data": [odd]})
+    assert json.loads(e.as_json())["options"] == {"data": [r"caf\xe9 é"]}
+    save(tmp_path, {"results.csv": odd})
+    assert (tmp_path / "results.csv").read_text(encoding="utf-8") == r"caf\udce9 é"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("of any kind"), KeyboardInterrupt()]
+)
+def test_whatever_goes_wrong_leaves_no_partial_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    whole = Path.write_text
+
+    def fail(path: Path, text: str, *arguments: Any, **more: Any) -> int:
+        if path.name.startswith("report"):
+            raise error
+        return whole(path, text, *arguments, **more)
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(DiskFull if isinstance(error, OSError) else type(error)):
+        save(tmp_path, {"results.json": "{}", "report.html": "page"})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_of_equal_images_only_says_so() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,12 +44,14 @@ def tensor_info(name: str, shape: list[int | str]) -> bytes:
     return field(1, name) + field(2, field(1, field(1, 1) + field(2, dims)))
 
 
-def onnx_scale(path: Path, scale: tuple[float, float, float], size: list[int | str] | None = None) -> Path:
+def onnx_scale(
+    path: Path, scale: tuple[float, float, float], size: list[int | str] | None = None, operator: str = "Mul"
+) -> Path:
     """y = x * scale, a number for each channel; size: (H, W) that it takes, names for any."""
     shape = ["n", 3, *(size or ["h", "w"])]
     weights = field(1, 1) + field(1, 3) + field(1, 1) + field(1, 1) + field(2, 1) + field(8, "s")
     weights += field(9, struct.pack("<3f", *scale))
-    node = field(1, "x") + field(1, "s") + field(2, "y") + field(4, "Mul")
+    node = field(1, "x") + field(1, "s") + field(2, "y") + field(4, operator)
     graph = field(1, node) + field(2, "g") + field(5, weights)
     graph += field(11, tensor_info("x", shape)) + field(12, tensor_info("y", shape))
     path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 13)))
@@ -277,6 +281,28 @@ def test_a_damaged_program_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"rival.pt2 is not a program that this PyTorch loads") as e:
         load_candidates([str(path)])
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+@pytest.mark.parametrize("debug", [False, True])
+def test_other_loggers_speak_only_to_who_debugs(tmp_path: Path, kind: str, debug: bool) -> None:
+    # in a process of its own: handlers hold the stderr of when torch was imported, onnxruntime that of the process
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'streamdeblur[detect]'")
+    (tmp_path / "a.pt2").write_bytes(b"not a program")
+    onnx_scale(tmp_path / "a.onnx", (1, 1, 1), operator="MatMul")  # of shapes that don't go together
+    code = (
+        "import logging, sys, torch\n"
+        "from streamdeblur.evaluation.restorers import load_candidates\n"
+        f"logging.getLogger('streamdeblur').setLevel(logging.{'DEBUG' if debug else 'WARNING'})\n"
+        "try:\n"
+        f"    load_candidates([r'{tmp_path / f'a.{kind}'}'], device='cpu')[0](torch.rand(1, 3, 24, 40))\n"
+        "except Exception as e:\n"
+        "    print(type(e).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["WeightsError" if kind == "pt2" else "StreamdeblurError"]
+    assert bool(done.stderr) == debug, done.stderr
 
 
 def test_an_onnx_file_tells_its_parameters(tmp_path: Path) -> None:

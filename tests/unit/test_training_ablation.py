@@ -19,7 +19,7 @@ from streamdeblur.cli.ablation import ablate
 from streamdeblur.errors import ConfigError, InputError, UsageError
 from streamdeblur.models.checkpoint import load_checkpoint
 from streamdeblur.models.mimo_unet import MIMOUNet, MIMOUNetConfig
-from streamdeblur.training.ablation import ROWS, load_study, run_study
+from streamdeblur.training.ablation import ROWS, Results, RowResult, load_study, run_study
 from streamdeblur.training.networks import architecture
 from streamdeblur.training.validation import psnr8, restore
 from tests.training import pair, write_pairs, write_shards
@@ -229,3 +229,63 @@ def test_the_study_of_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     assert study.rows == ROWS
     assert study.recipe.optimizer.name == "adam"
     assert not study.minutes
+
+
+def command(*arguments: str) -> Any:
+    words = ["-c", "a.yaml", "-o", "s", "--threads", "1", *arguments]
+    return CliRunner().invoke(ablate, words, catch_exceptions=False, standalone_mode=False)
+
+
+def test_rows_that_are_done_stay_in_the_tables_and_other_steps_are_marked(place: Path) -> None:
+    four, two = ["--row", "aff"], ["--row", "concat"]
+    first = command("--row", "full", *four, *two, "-q")
+    assert "steps" not in first.stdout
+    assert first.stderr == ""
+    before = json.loads((place / "s" / "ablation.json").read_text())
+    more = command("--steps", "5", "--row", "full")
+    for text in (more.stderr, (place / "s" / "ablation.md").read_text()):
+        (line,) = [x for x in text.splitlines() if "rows were trained for different steps" in x]
+        assert "(aff, concat: 3; full: 5)" in line
+    after = json.loads((place / "s" / "ablation.json").read_text())
+    assert {k: [(r["row"], r["steps"]) for r in v] for k, v in after.items()} == {
+        "table_3": [("full", 5), ("concat", 3)],
+        "table_4": [("aff", 3), ("full", 5)],
+    }
+    assert after["table_4"][0]["psnr"] == before["table_4"][0]["psnr"]
+    assert [r["against"] for r in after["table_4"]] == [None, 0]  # five steps are no measure for three
+    assert [r["against"] is None for r in before["table_4"]] == [False, False]
+    for text in (more.stdout, (place / "s" / "ablation.md").read_text()):
+        assert text.count("steps") >= 2
+    assert "| steps |" in (place / "s" / "ablation.md").read_text()
+    again = command("--steps", "5", *four, *two, "-q")  # and now all of them are alike
+    assert "rows were trained" not in again.stderr
+    assert "steps" not in (place / "s" / "ablation.md").read_text()
+
+
+def test_rows_of_another_recipe_are_left_out_with_a_word(place: Path) -> None:
+    command("--row", "aff", "-q")
+    done = command("--row", "full", "--set", "optimizer.lr=2e-3", "-q")
+    assert "rows of another recipe in s are not in the tables: aff (another optimizer)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [r["row"] for r in json.loads((place / "s" / "ablation.json").read_text())["table_4"]] == ["full"]
+
+
+def test_a_table_that_was_not_asked_for_is_not_shown_nor_made_of_the_shared_row(place: Path) -> None:
+    alone = command("--table", "3", "-q")
+    for text in (alone.stdout, (place / "s" / "ablation.md").read_text()):
+        assert "Table 3" in text
+        assert "Table 4" not in text
+    assert list(json.loads(command("--table", "3", "-q", "--json").stdout)) == ["table_3"]
+    command("--row", "aff", "-q")
+    shown = command("--table", "3", "-q").stdout
+    assert "Table 4" not in shown
+    assert "Table 4" in (place / "s" / "ablation.md").read_text()  # what the folder has stays there
+
+
+def test_a_limit_in_minutes_compares_whatever_the_steps() -> None:
+    def row(index: int, steps: int, minutes: float) -> RowResult:
+        return RowResult(ROWS[index], 30.0, 1.0, {}, 10, steps, 60.0, minutes)
+
+    assert not Results((row(0, 900, 5.0), row(8, 700, 5.0)), "").warning
+    assert Results((row(0, 900, 5.0), row(8, 700, 5.0)), "").of(4)[0]["against"] == 0
+    assert Results((row(0, 900, 5.0), row(8, 700, 6.0)), "").warning

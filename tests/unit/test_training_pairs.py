@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -199,6 +201,30 @@ def test_a_missing_side_is_named(tmp_path: Path) -> None:
         find_pairs(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("made", "named", "missing"),
+    [
+        ("plain", "gopro", r"neither .*blur.blur nor .*blur.sharp is a folder"),
+        ("plain", "gopro_gamma", r"neither .*blur.blur_gamma nor .*blur.sharp is a folder"),
+        ("gopro", "plain", r"neither .*blur nor .*sharp is a folder"),
+        ("gopro", "hide", r"neither .*blur nor .*sharp is a folder"),
+    ],
+)
+def test_a_layout_that_it_is_not_is_told_with_the_one_it_looks_like(
+    tmp_path: Path, made: str, named: str, missing: str
+) -> None:
+    both(tmp_path if made == "plain" else tmp_path / "test" / "s1", "1.png")
+    with pytest.raises(InputError, match=f"^{missing}; it looks like layout {made}: name that, or none") as e:
+        find_pairs(tmp_path, layout=named, split="test")
+    assert type(e.value) is InputError
+    assert "no partner" not in str(e.value)
+
+
+def test_a_named_layout_of_nothing_gets_no_guess(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"neither .* is a folder; check the folder, the layout and the split"):
+        find_pairs(tmp_path, layout="plain")
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_sizes_that_differ_are_found_without_decoding(tmp_path: Path, suffix: str) -> None:
     put(tmp_path / "blur" / f"1{suffix}", size=(16, 8))
@@ -217,6 +243,57 @@ def test_header_size_agrees_with_the_decoder(tmp_path: Path) -> None:
     assert header_size(put(tmp_path / "a.png", size=(37, 21))) == (37, 21)
     assert header_size(put(tmp_path / "a.jpg", size=(37, 21))) == (37, 21)
     assert header_size(put(tmp_path / "a.bmp", size=(37, 21))) is None
+
+
+def tiff(orientation: int, order: str) -> bytes:
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    return head + struct.pack(f"{order}IHHHIHHI", 8, 1, 0x112, 3, 1, orientation, 0, 0)
+
+
+def turned(path: Path, orientation: int, *, order: str = "<", late: bool = False) -> Path:
+    """The picture with an orientation in EXIF. late: behind the pixels of a PNG, after XMP in a JPEG."""
+    data, exif = path.read_bytes(), tiff(orientation, order)
+    if path.suffix == ".png":
+        chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+        at = len(data) - 12 if late else 33
+    else:
+        parts = [b"http://ns.adobe.com/xap/1.0/\0<x/>"] if late else []
+        parts.append(b"Exif\0\0" + exif)
+        chunk = b"".join(b"\xff\xe1" + struct.pack(">H", len(p) + 2) + p for p in parts)
+        at = 2
+    path.write_bytes(data[:at] + chunk + data[at:])
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_header_size_is_upright_as_the_decoder_is(tmp_path: Path, suffix: str, order: str, orientation: int) -> None:
+    for late in (False, True):
+        path = turned(put(tmp_path / f"a{suffix}", size=(37, 21)), orientation, order=order, late=late)
+        blur = read_pair(Pair("a", path, path))[0]
+        if not (late and suffix == ".png"):  # reading to the end of every file would take long
+            assert header_size(path) == blur.shape[1::-1]
+
+
+@pytest.mark.parametrize("exif", [b"", b"II", b"II*\0", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff"])
+def test_damaged_exif_is_passed_over(tmp_path: Path, exif: bytes) -> None:
+    path = put(tmp_path / "a.jpg", size=(37, 21))
+    data = path.read_bytes()
+    part = b"Exif\0\0" + exif
+    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part + data[2:])
+    assert header_size(path) == (37, 21)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("late", [False, True])
+def test_sides_that_decode_to_one_size_are_a_pair(tmp_path: Path, suffix: str, late: bool) -> None:
+    turned(put(tmp_path / "blur" / f"1{suffix}", size=(16, 8)), 6, late=late)
+    put(tmp_path / "sharp" / "1.png", size=(8, 16))
+    assert read_pair(find_pairs(tmp_path)[0])[0].shape == (16, 8, 3)
+    put(tmp_path / "blur" / f"1{suffix}", size=(16, 8))  # and lying, it is none
+    with pytest.raises(InputError, match=r"16x8.*8x16"):
+        find_pairs(tmp_path)
 
 
 def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
