@@ -83,8 +83,9 @@ def execute(
             console.print(f"quarantined: {row['source']}: {row['error']}", markup=False, highlight=False)
         counts = ", ".join(f"{n} {status}" for status, n in summary.files.items() if n)
         before = f" ({summary.resumed} before)" if summary.resumed else ""
+        tiles = f" ({summary.tiles.words})" if summary.tiles is not None and summary.tiles.words else ""
         console.print(
-            f"{summary.dest}: {counts}{before}, {summary.frames} frames, {summary.seconds:.1f} s, "
+            f"{summary.dest}: {counts}{before}, {summary.frames} frames{tiles}, {summary.seconds:.1f} s, "
             f"{summary.fps:.1f} fps; {summary.report}",
             markup=False,
             highlight=False,

@@ -59,6 +59,7 @@ def process(
         print(json.dumps(summary.as_dict(), indent=2))
     elif not quiet:
         extra = f", {summary.bypassed} bypassed" if summary.bypassed else ""
+        extra += f"; {summary.tiles.words}" if summary.tiles is not None and summary.tiles.words else ""
         console.print(
             f"{summary.output}: {summary.frames} frames ({summary.restored} restored{extra}) by {summary.model} on "
             f"{summary.device} in {summary.seconds:.1f} s, {summary.fps:.1f} fps, {summary.encoder}",

@@ -88,6 +88,8 @@ class Restorer:
         self._memory = memory
         # Now, before any frame: later on this would count what earlier sizes have left with the allocator.
         self._own = own_memory(engine.device)
+        if memory is not None and isinstance(tiling, str):
+            device_budget(engine.device, 1, memory, self._own)  # too little for any frame: better said now
         self._chosen: dict[tuple[int, int], Tiling] = {}
         self._lock = threading.Lock()
         self._said = False

@@ -3,7 +3,8 @@
 A plan is a wish, not an order: where memory is short, tiles are smaller all the same (``memory.choose_tiling``). It
 holds for an engine as it shows itself (name, precision, receptive radius, memory for a pixel), on one device, with one
 number of CPU threads and these versions; anything else has a plan of its own or none. Tiles overlap as ``fast`` always
-does, so results differ from those of other plans by no more than ``fast`` differs from the whole frame.
+does, so results differ from those of other plans by no more than ``fast`` differs from the whole frame. A plan is for
+frames of every size: where small ones did best whole, it says nothing of how far that goes.
 
 Kept as JSON in the folder of the engines' cache, safe to delete.
 """
@@ -11,6 +12,7 @@ Kept as JSON in the folder of the engines' cache, safe to delete.
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import statistics
 import time
@@ -26,7 +28,7 @@ import torch
 from streamdeblur.errors import DeviceError
 from streamdeblur.restore.engines import cache, kernels
 from streamdeblur.restore.engines.protocol import Engine, facts
-from streamdeblur.restore.memory import FAST_OVERLAP, OVERHEAD, Tiling, frame_bytes
+from streamdeblur.restore.memory import ACCELERATOR_TILE, FAST_OVERLAP, FAST_TILE, OVERHEAD, Tiling, frame_bytes
 from streamdeblur.restore.tiles import GRID, round_up
 from streamdeblur.version import __version__
 
@@ -35,6 +37,8 @@ log = logging.getLogger(__name__)
 #: Sides of windows that are tried, pixels.
 CPU_TILES = (256, 384, 512, 768, 1024, 1536)
 ACCELERATOR_TILES = (512, 768, 1024, 1536, 2048, 3072)
+#: The least side of a window that a plan may have: below, windows share less than ``fast`` promises.
+LEAST_TILE = 4 * FAST_OVERLAP
 #: Most pixels of a batch of several windows that are tried: past that nothing is gained but memory spent.
 CPU_BATCH = 1 << 20
 ACCELERATOR_BATCH = 16 << 20
@@ -131,7 +135,7 @@ def known_plan(engine: Engine) -> Plan | None:
             (int(width), int(height)),
             str(plan["measured"]),
         )
-        if found["identity"] != identity(engine) or made.tile < GRID or made.batch_pixels < 1:
+        if found["identity"] != identity(engine) or made.tile < LEAST_TILE or made.batch_pixels < 1:
             raise ValueError("not of this engine")
         if made.in_flight is not None and made.in_flight < 1:
             raise ValueError("no frame in flight")
@@ -142,10 +146,35 @@ def known_plan(engine: Engine) -> Plan | None:
 
 
 def keep_plan(engine: Engine, plan: Plan) -> Path:
-    """Keep a plan for engines like this one, in place of an earlier one; its file appears as a whole."""
+    """Keep a plan for engines like this one, in place of an earlier one; its file appears as a whole.
+
+    Raises DeviceError where it can't be written.
+    """
     path = plan_path(engine)
-    cache.write_json(path, {"identity": identity(engine), "plan": asdict(plan)})
+    text = json.dumps({"identity": identity(engine), "plan": asdict(plan)}, indent=1) + "\n"
+    try:
+        with cache.replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise _unwritable(path, e) from e
     return path
+
+
+def require_place(engine: Engine) -> None:
+    """Raise DeviceError where the plan of an engine could not be kept: better before it is measured than after."""
+    path = plan_path(engine)
+    try:
+        with cache.replacing(path.with_name(path.name + ".trial")) as temporary:
+            temporary.touch()
+        path.with_name(path.name + ".trial").unlink()
+    except OSError as e:
+        raise _unwritable(path, e) from e
+
+
+def _unwritable(path: Path, e: OSError) -> DeviceError:
+    return DeviceError(
+        f"the plan can't be kept in {path}: {e.strerror or e}", "set STREAMDEBLUR_CACHE to a folder that can be written"
+    )
 
 
 def forget_plan(engine: Engine) -> bool:
@@ -244,8 +273,10 @@ def measure(
     best = _best(running)
     fine = [t for t in running if _median(t) <= TIE * _median(best)]
     chosen = min(fine, key=lambda t: (t.bytes, _median(t)))
+    # Frames that do best whole don't tell which windows larger ones like.
+    usual = FAST_TILE if engine.device.type == "cpu" else ACCELERATOR_TILE
     plan = Plan(
-        tile=chosen.tiling.tile,
+        tile=chosen.tiling.tile if chosen.tiling.mode == "fast" else max(chosen.tiling.tile, usual),
         batch_pixels=chosen.area * chosen.tiling.batch,
         in_flight=None,
         seconds=_median(chosen),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def test_stdout_is_for_json_alone(source: Path, tmp_path: Path) -> None:
     assert (plain.returncode, plain.stdout) == (0, "")
     (line,) = plain.stderr.splitlines()
     assert "8 frames (8 restored) by identity" in line
+    spared = run("process", source, "-o", tmp_path / "s.mp4", "-m", "offset:1,1,1", "--reuse", cwd=tmp_path)
+    assert re.search(r"8 frames \(8 restored; of their tiles none left out\) by offset", spared.stderr), spared.stderr
     quiet = run("process", source, "-o", tmp_path / "b.mp4", "-m", "identity", "--quiet", cwd=tmp_path)
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     loud = run("process", source, "-o", tmp_path / "c.webm", "-m", "identity", "--json", cwd=tmp_path)

@@ -224,3 +224,16 @@ def test_the_reader_on_other_files(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UnreadableInput, match="not UTF-8"):
         list(read_ledger(binary))
+
+
+@pytest.mark.parametrize(
+    ("tiles", "words"),
+    [
+        (TileCounts(), ""),
+        (TileCounts(restored=4), "of their tiles none left out"),
+        (TileCounts(restored=38, reused=62), "of their tiles 62 % reused"),
+        (TileCounts(restored=33, reused=62, skipped=5), "of their tiles 62 % reused, 5 % left as sharp"),
+    ],
+)
+def test_shares_of_tiles_in_words(tiles: TileCounts, words: str) -> None:
+    assert tiles.words == words

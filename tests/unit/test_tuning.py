@@ -19,7 +19,16 @@ from streamdeblur.jobs.workforce import Workforce, frames_in_flight, restorer_sp
 from streamdeblur.restore import Restorer, Tiling, memory, tuning
 from streamdeblur.restore import restorer as restorer_module
 from streamdeblur.restore.memory import OVERHEAD, device_budget, frame_bytes, job_bytes
-from streamdeblur.restore.tuning import Plan, forget_plan, keep_plan, known_plan, measure, plan_path, trials
+from streamdeblur.restore.tuning import (
+    Plan,
+    forget_plan,
+    keep_plan,
+    known_plan,
+    measure,
+    plan_path,
+    require_place,
+    trials,
+)
 
 CPU = torch.device("cpu")
 GB = 10**9
@@ -97,6 +106,31 @@ def test_the_fastest_for_a_whole_frame_is_chosen() -> None:
     assert max(len(t.seconds) for t in found) > min(len(t.seconds) for t in found)
 
 
+@pytest.mark.parametrize("size", [(2, 2), (64, 48), (160, 96), (400, 300)])
+def test_small_frames_that_do_best_whole_don_t_rule_larger_ones(size: tuple[int, int]) -> None:
+    engine: Any = Engine()
+    before = Restorer(engine=engine).plan(720, 1280)
+    chosen, found = measure(engine, size, 100 * GB, clock=engine.clock)
+    assert {t.tiling.mode for t in found if t.tiling.tile < 256} <= {"whole"}
+    assert chosen.tile >= 256
+    keep_plan(engine, chosen)
+    tuned = Restorer(engine=engine).plan(720, 1280)
+    assert (tuned.mode, tuned.tile, tuned.overlap) == (before.mode, before.tile, before.overlap)
+
+
+def test_a_plan_that_can_not_be_kept_is_told_before_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "file"))
+    for keep in (lambda: require_place(Engine()), lambda: keep_plan(Engine(), plan())):
+        with pytest.raises(DeviceError, match=r"the plan can't be kept in .*; set STREAMDEBLUR_CACHE to a folder"):
+            keep()
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "cache"))
+    require_place(Engine())
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
 def test_of_equals_the_one_that_takes_least_memory() -> None:
     engine = Engine(lambda pixels: pixels / 1e6)
     chosen, found = measure(engine, (1024, 1024), 100 * GB, clock=engine.clock)
@@ -164,6 +198,7 @@ def test_a_plan_of_winograd_is_of_its_kernels(monkeypatch: pytest.MonkeyPatch) -
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
         lambda text: text.replace('"tile": 256', '"tile": 0'),
+        lambda text: text.replace('"tile": 256', '"tile": 252'),  # shares less than fast promises
         lambda text: text.replace('"in_flight": 3', '"in_flight": 0'),
         lambda text: text.replace('"batch_pixels"', '"pixels"'),
         lambda text: text.replace('"made-up"', '"another"'),
@@ -235,6 +270,13 @@ def test_the_budget_is_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch) ->
         device_budget(CPU, 1, GB, GB)
     with pytest.raises(DeviceError, match="for 4 workers"):
         device_budget(CPU, 4, 4 * GB, GB)
+
+
+def test_a_limit_that_is_taken_already_is_told_before_any_frame() -> None:
+    with pytest.raises(DeviceError, match=r"2 MB of memory, and .* are taken without the network; allow more"):
+        Restorer("mimo-unet-small", weights="random:0", device="cpu", engine="eager", memory=2_000_000)
+    given = Tiling("fast", 256, 64)  # by a driver, which has looked
+    Restorer("mimo-unet-small", weights="random:0", device="cpu", engine="eager", memory=2_000_000, tiling=given)
 
 
 def test_sizes_that_come_later_have_the_same_room(monkeypatch: pytest.MonkeyPatch) -> None:

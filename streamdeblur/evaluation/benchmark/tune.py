@@ -22,7 +22,7 @@ from streamdeblur.frames import ColorSpec, Frame, FrameSpec
 from streamdeblur.restore import Restorer
 from streamdeblur.restore.engines import facts
 from streamdeblur.restore.memory import device_budget, job_bytes, own_memory
-from streamdeblur.restore.tuning import Plan, Trial, forget_plan, keep_plan, measure
+from streamdeblur.restore.tuning import Plan, Trial, forget_plan, keep_plan, measure, require_place
 from streamdeblur.runtime.pool import InProcessPool
 
 #: Frames in flight that are tried, and how much faster more must be.
@@ -85,6 +85,7 @@ def tune(options: TuneOptions, *, tell: Callable[[str], None] = lambda _: None) 
     limit = None if options.memory is None else memory_bytes(options.memory)
     taken = own_memory(engine.device) + (job_bytes(width, height) if engine.device.type == "cpu" else 0)
     budget = device_budget(engine.device, 1, limit, taken)
+    require_place(engine)
     plan, found = measure(engine, (width, height), budget, seconds=options.seconds, tell=tell)
     rates: dict[int, float] = {}
     if plan.seconds < _SLOW:
@@ -98,7 +99,8 @@ def tune(options: TuneOptions, *, tell: Callable[[str], None] = lambda _: None) 
 
 
 def _tiling(plan: Plan, found: list[Trial]) -> Any:
-    return next(t.tiling for t in found if t.tiling.tile == plan.tile and t.area * t.tiling.batch == plan.batch_pixels)
+    alike = [t.tiling for t in found if t.area * t.tiling.batch == plan.batch_pixels]
+    return next((t for t in alike if t.tile == plan.tile), alike[0])
 
 
 def best_in_flight(rates: dict[int, float], at_once: int = 1) -> int:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,7 @@ from streamdeblur.jobs.batch.sources import STATE, Source, gather_sources
 from streamdeblur.jobs.batch.state import STATUSES, FileState, Snapshot, TakenOver
 from streamdeblur.jobs.batch.units import Item, JobSpec
 from streamdeblur.restore import Restorer, Tiling
+from streamdeblur.runtime.ledger import TileCounts
 from streamdeblur.version import __version__
 from streamdeblur.video.live.urls import mask
 
@@ -77,7 +78,17 @@ class BatchSummary:
     def as_dict(self) -> dict[str, Any]:
         """JSON values only; without the rows of files, which report.json has."""
         names = [n for n in self.__slots__ if n != "rows"]
-        return {**{n: getattr(self, n) for n in names}, "files": dict(self.files), "nodes": dict(self.nodes)}
+        tiles = None if self.tiles is None else asdict(self.tiles)
+        values = {n: getattr(self, n) for n in names}
+        return {**values, "files": dict(self.files), "nodes": dict(self.nodes), "tiles": tiles}
+
+    @property
+    def tiles(self) -> TileCounts | None:
+        """Sum over the files that are done."""
+        found = [TileCounts(**r["tiles"]) for r in self.rows if r.get("tiles")]
+        if not found:
+            return None
+        return TileCounts(*(sum(getattr(t, n) for t in found) for n in ("restored", "reused", "skipped")))
 
 
 def run_batch(
