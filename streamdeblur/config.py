@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -74,15 +74,17 @@ _MEMORY_FORM = re.compile(r"(\d+(?:\.\d+)?) ?([MG]i?B)", re.IGNORECASE)
 def memory_bytes(text: str) -> int:
     """Bytes of an amount of memory with its unit: 800MB, 4GB (powers of 1000), 512MiB, 1.5GiB (of 1024).
 
-    Raises ValueError for anything else, a number without a unit too.
+    Raises ValueError for anything else, a number without a unit too; it leaves the text itself to who names the option.
     """
     found = _MEMORY_FORM.fullmatch(text.strip())
     unit = _MEMORY_UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise ValueError(f"{text!r} is no amount of memory: write it as 4GB, 800MB, 2GiB or 512MiB")
+        raise ValueError("no amount of memory: give a number with MB, GB, MiB or GiB, as 4GB or 512MiB")
     amount = round(float(found[1]) * unit)
-    if not (1 << 20) <= amount < (1 << 50):
-        raise ValueError(f"{text!r} is {'less than 1 MiB' if amount < 1 << 20 else 'more than there is'}")
+    if amount < 1 << 20:
+        raise ValueError("less than 1 MiB: give 1MiB or more, as 4GB or 512MiB")
+    if amount >= 1 << 50:
+        raise ValueError("more than any machine has: give less than 1048576GiB, as 4GB or 512MiB")
     return amount
 
 
@@ -292,8 +294,14 @@ _USERINFO = re.compile(r"://[^/\s'\"]*@")
 def parse(model: type[M], values: Mapping[str, Any], origin: str = "") -> M:
     """A model from plain values; every fault becomes one line (ConfigError) that names the key, the value, the remedy.
 
-    origin: what the values come from, for the message (a file name, "the command line").
+    origin: what the values come from, for the message (a file name, "the call"). Without one they are those of the
+    command line, and options are named as they are typed there.
     """
+    return _parse(model, values, origin, () if origin else model.model_fields)
+
+
+def _parse(model: type[M], values: Mapping[str, Any], origin: str, typed: Container[str]) -> M:
+    """typed: keys whose values come from the command line."""
     where = f" in {origin}" if origin else ""
     known = list(model.model_fields)
     for key in values:
@@ -305,12 +313,26 @@ def parse(model: type[M], values: Mapping[str, Any], origin: str = "") -> M:
         return model.model_validate(dict(values))
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
-        name = ".".join(str(p) for p in first["loc"])
+        name = _name(first["loc"], typed)
         text = in_words(first["type"], first["msg"])
         secret = any(part in name for part in ("webhook", "mqtt", "token"))
-        value = "" if secret else " " + _USERINFO.sub("://***@", repr(first["input"]))
-        what = f"{name}{value}{where}: {text}" if name else f"{text}{where}"
+        value = "" if secret or first["type"] == "missing" else _USERINFO.sub("://***@", _shown(first["input"]))
+        if name.startswith("--"):
+            where = ""  # an option tells where it stands
+        what = f"{name} {value}".rstrip() + f"{where}: {text}" if name else f"{text}{where}"
         raise ConfigError(what) from e
+
+
+def _name(place: Sequence[int | str], typed: Container[str]) -> str:
+    """A key as YAML has it, or the option; the command line has no words for what lies deeper than one of a list."""
+    if place and place[0] in typed and not any(isinstance(p, str) for p in place[1:]):
+        return f"--{str(place[0]).replace('_', '-')}"
+    return ".".join(str(p) for p in place)
+
+
+def _shown(value: Any) -> str:
+    """A value as one would write it: of a list what is in it, with commas."""
+    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else repr(value)
 
 
 #: What pydantic says of a type, in the words of who writes YAML; by the beginning of its error's type.
@@ -325,13 +347,19 @@ _WORDS = {
     "string_type": "give one text",
     "path_type": "give one path",
     "bool_": "give true or false",
+    "int_": "must be a whole number",
+    "float_": "must be a number",
+    "missing": "required: give it",
 }
+#: What pydantic calls a value in its own sentences, as Input or String.
+_SUBJECT = re.compile(r"^\w+ should ")
 
 
 def in_words(kind: str, message: str) -> str:
     """A fault that pydantic found, as one would say it of a YAML file. kind, message: "type" and "msg" of its error."""
     words = (words for beginning, words in _WORDS.items() if kind.startswith(beginning))
-    return next(words, message.removeprefix("Value error, "))
+    # What our own validators say, after "Value error, ", is in words already.
+    return next(words, _SUBJECT.sub("must ", message).removeprefix("Value error, "))
 
 
 def merge(model: type[M], file: Mapping[str, Any], given: Mapping[str, Any], origin: str) -> M:
@@ -350,7 +378,7 @@ def merge(model: type[M], file: Mapping[str, Any], given: Mapping[str, Any], ori
             break
         for name in losers:
             del values[name]
-    return parse(model, values, f"{origin} and the command line" if file else "the command line")
+    return _parse(model, values, f"{origin} and the command line" if file else "the command line", given)
 
 
 def _conflict(model: type[StrictModel], values: Mapping[str, Any]) -> Conflict | None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from streamdeblur.cli.console import make_console, set_up_logging
 from streamdeblur.cli.options import common, gather, model_options
-from streamdeblur.errors import OutputError
+from streamdeblur.errors import UsageError
 from streamdeblur.evaluation.benchmark.options import LISTS, BenchmarkOptions, BenchmarkSettings, TuneOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,12 +40,17 @@ def benchmark(json_to: str | None, quiet: bool, debug: bool, **given: Any) -> No
     set_up_logging(console, debug=debug)
     values = {k: _split(k, v) if k in LISTS and v is not None else v for k, v in given.items()}
     options = gather(BenchmarkOptions, None, values)
+    from streamdeblur.evaluation.benchmark.files import check_targets, write_all
     from streamdeblur.evaluation.benchmark.report import html_report
-    from streamdeblur.evaluation.benchmark.run import begin
+    from streamdeblur.evaluation.benchmark.run import begin, require_any
     from streamdeblur.evaluation.benchmark.run import benchmark as run
 
-    report = begin(options, " ".join(["streamdeblur", *sys.argv[1:]]))
     as_json = json_to == "-"
+    if options.html == Path("-"):
+        raise UsageError("--html - is no file, and stdout gets no page", "name a file, as --html bench.html")
+    json_file = None if json_to is None or as_json else Path(json_to)
+    check_targets({"--json": json_file, "--html": options.html})
+    report = begin(options, " ".join(["streamdeblur", *sys.argv[1:]]))
     if not as_json:
         print(" · ".join(f"{k} {v}" for k, v in report.machine.items()))
         print(f"load before: {report.load_before}", flush=True)
@@ -59,12 +64,13 @@ def benchmark(json_to: str | None, quiet: bool, debug: bool, **given: Any) -> No
     run(options, report, tell=_steps(console, quiet=quiet), done=done)
     if as_json:
         print(report.as_json(), end="")
-    elif json_to is not None:
-        _write(Path(json_to), report.as_json())
+    texts = {} if json_file is None else {json_file: report.as_json()}
     if options.html is not None:
-        _write(options.html, html_report(report))
-        if not quiet:
-            console.print(str(options.html), markup=False, highlight=False)
+        texts[options.html] = html_report(report)
+    write_all(texts)
+    if options.html is not None and not quiet:
+        console.print(str(options.html), markup=False, highlight=False)
+    require_any(report)
 
 
 @click.command()
@@ -95,10 +101,3 @@ def _steps(console: Console, *, quiet: bool) -> Callable[[str], None]:
     if quiet or not console.is_terminal:
         return lambda _: None
     return lambda text: console.print(f"… {text}", markup=False, highlight=False, style="dim")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise OutputError(f"{path} can't be written: {e.strerror}", "name another file") from e

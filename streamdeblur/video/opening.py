@@ -30,17 +30,25 @@ def open_container(path: str | os.PathLike[str], **options: Any) -> av.container
         if file.is_dir():
             raise UnreadableInput(f"{name} is a folder", "name a file, or a folder of images")
         if file.is_file() and file.stat().st_size == 0:
-            raise UnreadableInput(f"{name} is empty (0 bytes)")
+            raise UnreadableInput(f"{name} is empty (0 bytes)", "copy it again")
         if file.is_fifo() or file.is_socket():
             raise UnreadableInput(f"{name} is a pipe, and a source is read more than once", "save it as a file first")
         if not os.access(file, os.R_OK):
-            raise UnreadableInput(f"{name} can't be read: permission denied")
+            raise UnreadableInput(f"{name} can't be read: permission denied", "allow it to be read, as with chmod")
         name = file_name(name)
     try:
         container: av.container.InputContainer = av.open(name, "r", metadata_errors="replace", **options)
         return container
     except (av.error.FFmpegError, OSError, ValueError, UnicodeError) as e:
-        raise UnreadableInput(f"{os.fspath(path)} can't be opened as video: {reason(e)}") from e
+        raise UnreadableInput(f"{os.fspath(path)} can't be opened as video: {reason(e)}", _advice(name, e)) from e
+
+
+def _advice(name: str, e: BaseException) -> str | None:
+    if "://" in name:
+        return "check the address"
+    if isinstance(e, av.error.InvalidDataError):
+        return "it is damaged or no video: try to play it, or copy it again"
+    return None
 
 
 def file_name(path: str | os.PathLike[str]) -> str:

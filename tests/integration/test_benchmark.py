@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from click.testing import CliRunner
 
 from streamdeblur.cli.benchmark import benchmark as benchmark_command
 from streamdeblur.cli.benchmark import tune as tune_command
-from streamdeblur.errors import ConfigError, StreamdeblurError, UnreadableInput, UsageError
+from streamdeblur.errors import ConfigError, DiskFull, StreamdeblurError, UnreadableInput, UsageError
 from streamdeblur.evaluation.benchmark.clip import render
+from streamdeblur.evaluation.benchmark.files import check_targets, write_all
 from streamdeblur.evaluation.benchmark.growth import Sleeper, growth, show_growth
 from streamdeblur.evaluation.benchmark.job import job, pools, show_jobs, show_pools
 from streamdeblur.evaluation.benchmark.pairs import pairs_of, spread
@@ -179,6 +182,94 @@ def test_words_that_mean_nothing_stop_it_before_it_measures(words: tuple[str, ..
     with pytest.raises(StreamdeblurError, match=says) as e:
         run(benchmark_command, "--quick", "--what", "stages", *words)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--tiles", "64/64"), "windows of 64 px cannot share 64 px; take a larger tile or less overlap"),
+        (("--tiles", "7"), "tiling '7' has windows off the network's grid; give a tile that is a multiple of 4 px"),
+        (("--tiles", "exact/30"), "give a tile that is a multiple of 4 px, as 32"),
+        (("--tiles", "64/15"), "give an overlap that is a multiple of 4 px, as 16"),
+        (("--engines", "turbo"), "engine 'turbo'"),
+        (("--sizes", "huge"), "size 'huge'"),
+        (("--models", "nothing"), "unknown model"),
+        (("--models", "mimo-unet=/nowhere/w.safetensors"), "there is no weights file"),
+        (("--clip", "/nowhere/a.mp4"), "/nowhere/a.mp4 is not a file; check the path of --clip"),
+        (("--data", "/nowhere/at/all"), "neither a folder"),
+        (("--what", "stages", "--sizes", "63x64"), "take even sides"),
+        (("--what", "nonsense"), "--what nonsense: nothing called 'nonsense'"),
+        (("--precisions", "foo,bar"), "--precisions foo, bar: precision 'foo' is not known"),
+        (("--batch", "0"), "--batch 0: a call has 1 window or more"),
+        (("--batch", "two"), "--batch 'two': must be a whole number"),
+        (("--json", "/proc/x.json"), "--json /proc/x.json can't be written"),
+        (("--html", "/nowhere/x.html"), "--html /nowhere/x.html can't be written: there is no folder /nowhere"),
+        (("--html", "/"), "--html / is a folder"),
+        (("--html", "-"), "--html - is no file"),
+        (("--json", "/tmp/same", "--html", "/tmp/./same"), "--json and --html both name"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_else(
+    words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*_: Any) -> dict[str, Any]:
+        raise AssertionError("the machine is looked at already")
+
+    monkeypatch.setattr("streamdeblur.evaluation.benchmark.run.machine", told)
+    before = set(Path("/tmp").glob(".*.partial"))
+    with pytest.raises(StreamdeblurError, match=re.escape(says)) as e:
+        benchmark_command.main(["--quick", "--what", "network", *words], standalone_mode=False)
+    assert "\n" not in str(e.value)
+    assert capsys.readouterr().out == ""
+    assert set(Path("/tmp").glob(".*.partial")) == before
+
+
+def test_a_clip_that_is_none_is_found_before_anything_is_measured(tmp_path: Path) -> None:
+    clip = tmp_path / "a.mp4"
+    clip.write_text("no video")
+    says = "can't be opened as video: Invalid data.*; it is damaged or no video: try to play it, or copy it again"
+    with pytest.raises(UnreadableInput, match=says):
+        run(benchmark_command, "--quick", "--clip", str(clip))
+
+
+def test_nothing_measured_is_no_success(tmp_path: Path) -> None:
+    values = tmp_path / "x.json"
+    words = ("--what", "network", "--models", "mimo-unet-small", "--sizes", "16x16", "--no-reference")
+    with pytest.raises(StreamdeblurError, match=r"^nothing was measured: \S.*; choose other --engines") as e:
+        run(
+            benchmark_command, *words, "--no-peak-memory", "--engines", "fused", "--precisions", "int8",
+            "--json", str(values),
+        )  # fmt: skip
+    assert e.value.exit_code == 1
+    assert json.loads(values.read_text())["network"]["rows"][0]["failed"]
+
+
+def test_the_page_is_written_where_the_json_fails(tmp_path: Path) -> None:
+    device, page, link = Path("/dev/full"), tmp_path / "x.html", tmp_path / "link.html"
+    page.write_text("old")
+    page.chmod(0o644)
+    link.symlink_to(page)
+    check_targets({"--json": device, "--html": link})
+    assert page.read_text() == "old"
+    with pytest.raises(DiskFull, match="/dev/full can't be written"):
+        write_all({device: "{}", link: "new"})
+    assert page.read_text() == "new"
+    assert link.is_symlink()
+    assert not device.is_file()  # nothing took its place
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.html", "x.html"]
+
+
+def test_a_file_that_can_t_be_replaced_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "x.json"
+    target.write_text("old")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(DiskFull, match="No space left"):
+        write_all({target: "new"})
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("x.json", "old")]
 
 
 def test_the_tune_command_says_what_it_kept(tmp_path: Path) -> None:

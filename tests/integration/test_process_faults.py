@@ -203,8 +203,8 @@ IDENTITY = ("-m", "identity")
 PRECIOUS = {"out.mp4": b"precious"}
 CASES: dict[str, Case] = {
     "missing": Case(missing, r"no\.mp4 does not exist"),
-    "empty": Case(empty, r"a\.mp4 is empty"),
-    "text": Case(text, r"a\.mp4 can't be opened as video"),
+    "empty": Case(empty, r"a\.mp4 is empty .*; copy it again"),
+    "text": Case(text, r"a\.mp4 can't be opened as video: .*; it is damaged or no video"),
     "empty folder": Case(a_folder, r"holds no image"),
     "pipe": Case(a_pipe, r"a\.mp4 is a pipe, .*read more than once; save it"),
     "audio only": Case(audio_only, r"a\.mp4 has no video stream .*audio"),

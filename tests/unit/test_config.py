@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from streamdeblur.config import ProcessOptions, load_yaml, merge, parse
+from streamdeblur.config import ProcessOptions, StrictModel, load_yaml, merge, parse
 from streamdeblur.errors import ConfigError
 
 
@@ -53,6 +53,58 @@ def test_faults_are_one_line_with_key_value_and_origin(values: dict[str, Any], s
     assert "x.yaml" in str(e.value)
     assert "\n" not in str(e.value)
     assert e.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"reuse_halo": -4}, "--reuse-halo -4: must be greater than or equal to 0"),
+        ({"reuse_halo": 3}, "--reuse-halo 3: must be a multiple of 4"),
+        ({"in_flight": 0}, "--in-flight 0: must be greater than or equal to 1"),
+        ({"workers": 1.5}, "--workers 1.5: must be a whole number"),
+        ({"crf": "high"}, "--crf 'high': must be a number"),
+        ({"tiling": "tiny"}, "--tiling 'tiny': must be 'auto', 'exact', 'fast' or 'whole'"),
+        ({"memory": "1KB"}, "--memory '1KB': no amount of memory: give a number with MB, GB, MiB or GiB, as 4GB"),
+        ({"memory": "100TB"}, "--memory '100TB': no amount of memory: give a number with MB, GB, MiB or GiB"),
+        ({"memory": "1MB"}, "--memory '1MB': less than 1 MiB: give 1MiB or more"),
+        ({"memory": "9999999GiB"}, "--memory '9999999GiB': more than any machine has: give less than 1048576GiB"),
+    ],
+)
+def test_faults_of_the_command_line_name_the_option(values: dict[str, Any], says: str) -> None:
+    for made in (lambda: parse(ProcessOptions, values), lambda: merge(ProcessOptions, {"start": 1}, values, "c.yaml")):
+        with pytest.raises(ConfigError) as e:
+            made()
+        assert str(e.value).startswith(says)
+    key, option = next(iter(values)), says.split()[0]
+    with pytest.raises(ConfigError) as e:
+        merge(ProcessOptions, values, {"start": 1.0}, "c.yaml")
+    assert str(e.value).startswith(says.replace(option, key).replace(":", " in c.yaml:", 1))
+
+
+def test_what_is_missing_is_named_without_a_value() -> None:
+    class One(StrictModel):
+        some_data: str
+
+    for origin, says in (("", "--some-data: required: give it"), ("x.yaml", "some_data in x.yaml: required: give it")):
+        with pytest.raises(ConfigError) as e:
+            parse(One, {}, origin)
+        assert str(e.value) == says
+
+
+def test_lists_are_shown_as_they_are_typed() -> None:
+    class Lists(StrictModel):
+        many: tuple[int, ...] = ()
+        words: tuple[str, ...] = Field((), max_length=2)
+
+    for values, says in (
+        ({"words": ("a", "b", "c")}, "words a, b, c in x.yaml: must have at most 2 items"),
+        ({"many": (1, "two")}, "many.1 'two' in x.yaml: must be a whole number"),
+    ):
+        with pytest.raises(ConfigError) as e:
+            parse(Lists, values, "x.yaml")
+        assert says in str(e.value)
+    with pytest.raises(ConfigError, match=r"^--many 'two': must be a whole number"):
+        parse(Lists, {"many": (1, "two")})
 
 
 def test_options_are_frozen() -> None:
@@ -118,7 +170,7 @@ def test_what_is_given_drops_what_the_file_says_against_it(
         ({"start": 1}, {"lossless": True, "crf": 20.0}, "exclude each other: leave one out in c.yaml and the command"),
         ({}, {"lossless": True, "crf": 20.0}, "exclude each other: leave one out in the command line"),
         ({"crf": 99}, {"crf": 20.0}, "crf 99 in c.yaml:"),
-        ({"lossless": True}, {"crf": 99.0}, "crf 99.0 in c.yaml and the command line:"),
+        ({"lossless": True}, {"crf": 99.0}, "--crf 99.0: must be less than or equal to 63"),
     ],
 )
 def test_conflicts_of_one_side_stay_errors(file: dict[str, Any], given: dict[str, Any], says: str) -> None:

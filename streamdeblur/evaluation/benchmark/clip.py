@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 from streamdeblur.errors import UnreadableInput, UsageError
 from streamdeblur.jobs.scene import Scene
+from streamdeblur.video.opening import open_container
 from streamdeblur.video.simple import write_clip
 
 RATE = Fraction(30)
 _SHUTTER = 0.7
 
 
-def render(path: Path, size: tuple[int, int], frames: int) -> None:
-    """Write a blurry clip with sound: H.264 in MP4. size: (width, height), even."""
+def check_clip(clip: Path | None, sizes: Sequence[tuple[int, int]]) -> None:
+    """What can be said of a clip before anything is measured. sizes: (width, height) of those to render without one.
+
+    Raises UnreadableInput where it is no file or opens as no video, UsageError for sizes that make no clip.
+    """
+    if clip is None:
+        for size in sizes:
+            _check_even(size)
+        return
+    _check_file(clip)
+    open_container(clip).close()
+
+
+def _check_even(size: tuple[int, int]) -> None:
     if size[0] % 2 or size[1] % 2:
         raise UsageError(f"a clip of {size[0]}x{size[1]} can't be written as H.264 4:2:0", "take even sides")
+
+
+def _check_file(clip: Path) -> None:
+    if not clip.is_file():
+        raise UnreadableInput(f"{clip} is not a file", "check the path of --clip")
+
+
+def render(path: Path, size: tuple[int, int], frames: int) -> None:
+    """Write a blurry clip with sound: H.264 in MP4. size: (width, height), even."""
+    _check_even(size)
     scene = Scene(size)
     pictures = (scene.expose(i / float(RATE), _SHUTTER / float(RATE), 3).blurry for i in range(frames))
     sound = (scene.sound(float(frames / RATE)), 48000)
@@ -32,8 +55,7 @@ def with_clip(
 ) -> Iterator[Path]:
     """The caller's clip, or a rendered one that is gone afterwards. Raises UnreadableInput where there is none."""
     if clip is not None:
-        if not clip.is_file():
-            raise UnreadableInput(f"{clip} is not a file", "check the path of --clip")
+        _check_file(clip)
         yield clip
         return
     with tempfile.TemporaryDirectory(prefix="streamdeblur-bench-") as name:

@@ -86,7 +86,7 @@ class BenchmarkOptions(BenchmarkSettings):
     @classmethod
     def _batch(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(b < 1 for b in value):
-            raise ValueError("a call has 1 window or more")
+            raise ValueError("a call has 1 window or more: give whole numbers from 1 on")
         return value
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamdeblur.errors import DeviceError, UsageError
+from streamdeblur.errors import DeviceError, UsageError, WeightsError
 from streamdeblur.evaluation.benchmark import reference
 from streamdeblur.models import registry
 from streamdeblur.models.analysis import gflop
@@ -21,7 +22,7 @@ from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.restore.engines import ENGINES, facts
 from streamdeblur.restore.engines.streams import own_stream
 from streamdeblur.restore.memory import FAST_OVERLAP
-from streamdeblur.restore.tiles import MODES, round_up
+from streamdeblur.restore.tiles import GRID, MODES, round_up
 
 #: Heights and what they stand for.
 SIZES = {"360p": (640, 360), "720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160)}
@@ -78,6 +79,12 @@ def parse_model(word: str) -> Model:
     return Model(variant.name, weights or None)
 
 
+def check_weights(model: Model) -> None:
+    """See that a file of weights is there. Raises WeightsError."""
+    if model.weights is not None and not model.random and not Path(model.weights).exists():
+        raise WeightsError(f"there is no weights file {model.weights}", "check the path")
+
+
 def parse_size(word: str) -> tuple[int, int]:
     """(width, height) of "720p", "4k" or "1280x720". Raises UsageError."""
     known = SIZES.get(word.lower())
@@ -90,16 +97,37 @@ def parse_size(word: str) -> tuple[int, int]:
 
 
 def parse_tiling(word: str) -> str | Tiling:
-    """What a ``Restorer`` takes, of "auto", a mode, TILE, TILE/OVERLAP or exact/TILE. Raises UsageError."""
+    """What a ``Restorer`` takes, of "auto", a mode, TILE, TILE/OVERLAP or exact/TILE. Raises UsageError.
+
+    Pixels are multiples of the network's grid, and windows leave it room to advance.
+    """
     if word == "auto" or word in MODES:
         return word
     if exact := _EXACT.fullmatch(word):
-        return Tiling("exact", int(exact[1]), 0)
+        return Tiling("exact", _on_grid(word, int(exact[1])), 0)
     found = _TILE.fullmatch(word)
     if not found:
         raise UsageError(f"tiling {word!r} is none", f"write auto, {', '.join(MODES)}, TILE or TILE/OVERLAP in pixels")
-    tile = int(found[1])
-    return Tiling("fast", tile, int(found[2]) if found[2] else min(FAST_OVERLAP, tile // 4 // 4 * 4))
+    tile = _on_grid(word, int(found[1]))
+    overlap = int(found[2]) if found[2] else min(FAST_OVERLAP, tile // 4 // GRID * GRID)
+    if overlap % GRID:
+        raise UsageError(f"tiling {word!r} has an overlap off the network's grid", _nearest(overlap, "an overlap"))
+    if overlap > tile - GRID:
+        raise UsageError(
+            f"tiling {word!r}: windows of {tile} px cannot share {overlap} px", "take a larger tile or less overlap"
+        )
+    return Tiling("fast", tile, overlap)
+
+
+def _on_grid(word: str, tile: int) -> int:
+    """The side of a window, which would be rounded down in silence otherwise."""
+    if tile < GRID or tile % GRID:
+        raise UsageError(f"tiling {word!r} has windows off the network's grid", _nearest(tile, "a tile"))
+    return tile
+
+
+def _nearest(pixels: int, what: str) -> str:
+    return f"give {what} that is a multiple of {GRID} px, as {max(GRID, round_up(pixels))}"
 
 
 def check_engine(word: str) -> str:
