@@ -71,7 +71,8 @@ def export_network(
     "openvino" bf16 is chosen where the file runs. calibration: for "int8", (1, 3, H, W) pictures; None takes rendered
     ones. An int8 network is also put where the openvino engine of this machine finds it.
 
-    The file is loaded again and compared with the network in eager fp32; outside of the tolerance nothing is written.
+    The file is loaded again and compared with the network in eager fp32; outside of the tolerance nothing is written,
+    and the engine keeps the int8 network that it had.
     Raises UsageError, WeightsError, OutputError, DiskFull.
     """
     path = Path(output)
@@ -89,7 +90,7 @@ def export_network(
             raise OutputError(f"{file} exists", "--overwrite replaces it")
     network = registry.build(model, weights).eval().requires_grad_(False)
     shape = None if size is None else (size[1], size[0])
-    write, load = _formats(network, format, precision, shape, calibration)
+    write, load, keep = _formats(network, format, precision, shape, calibration)
     try:
         with replacing(path) as temporary:
             write(temporary)
@@ -99,13 +100,14 @@ def export_network(
                 if not error <= allowed:
                     raise OutputError(
                         f"{path} would be {error:.2g} from eager fp32 on test pictures, more than {allowed:.2g}",
-                        "nothing was written; report it with the versions of torch and of the format's library",
+                        f"nothing was written; {_advice(precision, calibration is not None)}",
                     )
                 if format == "openvino":
                     temporary.with_suffix(".bin").replace(files[1])
             finally:
                 if format == "openvino":
                     temporary.with_suffix(".bin").unlink(missing_ok=True)
+        keep()
     except StreamdeblurError:
         raise
     except OSError as e:
@@ -122,6 +124,14 @@ def export_network(
     return Exported(str(path), format, name, precision, size, difference, error, allowed, total)
 
 
+def _advice(precision: str, calibrated: bool) -> str:
+    """What to do about a network that computes something else."""
+    if precision != "int8":
+        return "report it with the versions of torch and of the format's library"
+    # Scales are of what the pictures had in them: those of flat ones cut off all that the network corrects.
+    return f"calibrate on pictures like the footage{'' if calibrated else ' with --calibrate'}"
+
+
 def _variant(weights: str | None) -> str:
     if weights is not None:
         return str(registry.read_weights(weights)[1].variant)
@@ -135,31 +145,38 @@ def _formats(
     precision: str,
     shape: tuple[int, int] | None,
     calibration: Sequence[Tensor] | None,
-) -> tuple[Callable[[Path], None], Callable[[Path], Callable[[Tensor], Tensor]]]:
-    """How to write the file, and how to load it as a function of a batch."""
+) -> tuple[Callable[[Path], None], Callable[[Path], Callable[[Tensor], Tensor]], Callable[[], None]]:
+    """How to write the file, how to load it as a function of a batch, and what else to do once it was found good."""
     if format == "openvino":
         from streamdeblur.restore.engines import openvino as ov
+
+        calibrated: list[Any] = []
 
         def write_ir(path: Path) -> None:
             require("openvino", "openvino")
             if precision == "int8":
-                graph = _restored(ov.calibrate(network, calibration or ov.default_calibration()))
+                calibrated.append(ov.calibrate(network, calibration or ov.default_calibration()))
+                graph = _restored(calibrated[0])
                 if shape is not None:
                     graph.reshape([1, 3, *shape])
             else:
                 graph = to_openvino(export_program(network, size=shape))
             ov.save_graph(graph, path, half=precision == "fp16")
 
-        return write_ir, _load_openvino
+        def keep_calibrated() -> None:
+            for graph in calibrated:
+                ov.keep_int8(network, graph)
+
+        return write_ir, _load_openvino, keep_calibrated
 
     program = export_program(network, size=shape, dtype=PRECISIONS[precision])
     if format == "onnx":
-        return lambda path: to_onnx(program, path), _load_onnx
+        return lambda path: to_onnx(program, path), _load_onnx, lambda: None
 
     def write_torch(path: Path) -> None:
         torch.export.save(program, path)
 
-    return write_torch, _load_torch
+    return write_torch, _load_torch, lambda: None
 
 
 def _restored(graph: Any) -> Any:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -325,11 +328,63 @@ def test_onnx_runtime_computes_the_correction(module_cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_computes_the_correction() -> None:
+def test_compiled_computes_the_correction(module_cache: Path) -> None:
+    from torch._inductor.codecache import sha256_hash
+
     engine = build_engine(network(), engine="compile", device=CPU, precision="fp32")
     assert facts(engine).name == "compile"
     for x in (pictures(64, 96), picture(32, 40)):
         assert (engine.residual(x) - reference(x)).abs().max() < 1e-4
+    # Else each start would take sound files for damaged ones.
+    graphs = list((module_cache / "inductor").glob("fxgraph/*/*/*"))
+    assert all(sha256_hash(f.read_bytes()) == f.name for f in graphs)
+
+
+def test_damaged_files_of_compiled_code_are_removed_or_told_to_those_who_debug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.codecache import FxGraphCache, sha256_hash
+
+    from streamdeblur.restore.engines.compiled import CompiledEngine
+
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.delenv("TORCH_LOGS", raising=False)
+    folder = Path(FxGraphCache._get_tmp_dir_for_key("fkey"))
+    folder.mkdir(parents=True)
+    sound, cut = pickle.dumps("sound"), pickle.dumps("a graph that was cut short")
+    (folder / sha256_hash(sound)).write_bytes(sound)
+
+    def damage_another() -> None:
+        (folder / sha256_hash(cut)).write_bytes(cut[:-5])
+
+    damage_another()
+    engine = CompiledEngine(network(), CPU, torch.float32)
+    assert [f.name for f in folder.iterdir()] == [sha256_hash(sound)]
+
+    damage_another()  # as in a folder of the user's, in which nothing is removed
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(tmp_path / "other"))
+    CompiledEngine(network(), CPU, torch.float32)
+    assert len(list(folder.iterdir())) == 2
+
+    def compiled(x: Tensor) -> Tensor:
+        """Looks for compiled graphs as Inductor does."""
+        assert len(list(FxGraphCache.iterate_over_candidates(True, None, "fkey"))) == 1
+        return x
+
+    monkeypatch.setattr(engine, "_compiled", compiled)
+    told = io.StringIO()
+    # As torch's own handler, in the place of which pytest has another.
+    monkeypatch.setattr(logging.getLogger("torch._inductor"), "handlers", [logging.StreamHandler(told)])
+    own = logging.getLogger("streamdeblur")
+    before = own.level
+    try:
+        for level in (logging.WARNING, logging.DEBUG):
+            own.setLevel(level)
+            engine.residual(picture(32, 40))
+            assert ("UnpicklingError" in told.getvalue()) == (level == logging.DEBUG)
+    finally:
+        own.setLevel(before)
 
 
 @pytest.mark.slow
@@ -406,6 +461,50 @@ def test_a_file_that_computes_something_else_gets_no_name(tmp_path: Path, monkey
         export_network(path, "torch", model=MODEL, weights=WEIGHTS, size=(64, 48), overwrite=True)
     assert [f.name for f in tmp_path.iterdir()] == ["net.pt2"]
     assert path.read_text() == "older"
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "rendered"])
+def test_an_int8_graph_takes_the_place_of_the_one_before_once_it_is_found_good(
+    given: bool, openvino_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import streamdeblur.restore.engines.openvino as ov
+
+    def like(graph: Any, calibration: Any) -> Any:  # NNCF takes a minute
+        return graph.clone()
+
+    def write() -> None:
+        pictures_ = [picture(32, 40)] if given else None
+        export_network(
+            tmp_path / "net.xml",
+            "openvino",
+            model=MODEL,
+            weights=WEIGHTS,
+            precision="int8",
+            calibration=pictures_,
+            overwrite=True,
+        )
+
+    def kept() -> dict[str, int]:
+        return {f.name: f.stat().st_mtime_ns for f in folder.glob("*-int8.*")}
+
+    load, off, folder = export_job._load_openvino, 0.5, tmp_path / "cache" / "openvino"
+    monkeypatch.setattr(ov, "quantize", like)
+    monkeypatch.setattr(export_job, "_load_openvino", lambda path: lambda x: load(path)(x) + off)
+    shutil.copytree(openvino_graph, folder)
+    monkeypatch.setenv("STREAMDEBLUR_CACHE", str(folder.parent))
+    refused = "would be 0.5 from eager fp32 .*nothing was written; calibrate on pictures like the footage"
+    refused += "$" if given else " with --calibrate$"
+    with pytest.raises(OutputError, match=refused):
+        write()
+    assert not kept()
+    off = 0.0
+    write()
+    good = kept()
+    assert {Path(name).suffix for name in good} == {".xml", ".bin", ".seal"}
+    off = 0.5
+    with pytest.raises(OutputError, match=refused):
+        write()
+    assert kept() == good
 
 
 @pytest.mark.parametrize(

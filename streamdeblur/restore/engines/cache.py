@@ -75,13 +75,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace a file as a whole. A cache that can't be written costs time, not the job: it is told to the log."""
+def write_json(path: Path, value: dict[str, Any]) -> bool:
+    """Replace a file as a whole; whether it was. A cache that can't be written costs time, not the job: it is told to
+    the log, and whoever promises more than time looks at the result."""
     try:
         with replacing(path) as temporary:
             _write(temporary, value)
     except OSError as e:
         log.debug("%s can't be written: %s", path, e)
+        return False
+    return True
 
 
 def keep_first(path: Path, value: dict[str, Any]) -> dict[str, Any]:
@@ -112,11 +115,17 @@ def seal(*paths: Path) -> None:
 
 def intact(*paths: Path) -> bool:
     """Whether the files are those that ``seal`` saw, byte for byte: a disk may have been full, a copy cut short."""
+    return contents(*paths) is not None
+
+
+def contents(*paths: Path) -> str | None:
+    """A name for what is in the files, the same for the same bytes; None unless they are those that ``seal`` saw."""
     known = read_json(_seal_of(paths[0]))
     try:
-        return known is not None and all(known.get(p.name) == _digest(p) for p in paths)
+        digests = [_digest(p) for p in paths]
     except OSError:
-        return False
+        return None
+    return key(*digests) if known is not None and digests == [known.get(p.name) for p in paths] else None
 
 
 def _seal_of(path: Path) -> Path:

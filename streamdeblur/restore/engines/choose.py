@@ -39,6 +39,9 @@ class _Way:
     precision: str
     version: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name} in {self.precision}"
+
 
 def build_engine(
     model: ResidualModel,
@@ -67,8 +70,9 @@ def build_engine(
     place = device if device is not None else torch.device("cpu")
     inner = model.net if isinstance(model, SelfEnsemble) else model
     if next(inner.parameters(), None) is None:
-        if engine not in ("auto", "eager") or precision == "int8":
-            words = [w for w in (f"engine {engine}" * (engine != "auto"), "int8" * (precision == "int8")) if w]
+        ignored = engine not in ("auto", "eager")
+        if ignored or precision == "int8":
+            words = [w for w in (f"engine {engine}" * ignored, "int8" * (precision == "int8")) if w]
             log.warning("a model without weights runs in eager fp32: %s has no effect", " and ".join(words))
         return TorchEngine(model, place, _float_type(precision, place, model))
     if place.type == "cpu":
@@ -97,11 +101,11 @@ def build_engine(
             raise
         except Exception as e:  # exporters and compilers raise what they like
             cause = (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
-            log.warning("engine %s fails here (%s): goes on with %s", way.name, cause, ways[position + 1].name)
+            log.warning("engine %s fails here (%s): goes on with %s", way.name, cause, ways[position + 1])
             log.debug("engine %s", way.name, exc_info=True)
             continue
         if isinstance(found, str):
-            log.warning("%s: goes on with %s", found, ways[position + 1].name)
+            log.warning("%s: goes on with %s", found, ways[position + 1])
             continue
         result: Engine = found if inner is model else EnsembleEngine(found, _transforms(model))
         _add_seconds(result, time.perf_counter() - began - facts(found).prepare_seconds)
@@ -218,16 +222,26 @@ def _word(dtype: torch.dtype) -> str:
 
 def _try(way: _Way, model: ResidualModel, device: torch.device, trials: Trials) -> Engine | str:
     """The engine, or why it is not to be used. Raises what it raises while it gets ready."""
-    known = trials.known(way.name, way.precision, device, way.version)
+    known = trials.known(way.name, way.precision, device, _version(way, trials.fingerprint))
     if known is None or known.passed:
         engine = _MAKERS[way.name](model, device, way.precision)
-        known = trials.judge(engine, way.name, way.precision, way.version)
+        # Asked for anew: the engine may have calibrated a graph that was not there.
+        known = trials.judge(engine, way.name, way.precision, _version(way, trials.fingerprint))
         if known.passed:
             return engine
     return (
-        f"engine {way.name} in {way.precision} is {known.error:.2g} from eager fp32 on test pictures, "
-        f"more than the {known.allowed:.2g} allowed"
+        f"engine {way} is {known.error:.2g} from eager fp32 on test pictures, more than the {known.allowed:.2g} allowed"
     )
+
+
+def _version(way: _Way, print_: str) -> str | None:
+    """What a verdict on the way goes by beside machine and weights; None while the graph in question isn't kept."""
+    if way.precision != "int8":
+        return way.version
+    from streamdeblur.restore.engines import openvino
+
+    graph = openvino.int8_contents(print_)
+    return None if graph is None else f"{way.version}, {graph}"
 
 
 def _fused(model: ResidualModel, device: torch.device, precision: str) -> Engine:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +20,19 @@ from streamdeblur.restore.engines import cache
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.fused import CPU_TILE
 from streamdeblur.restore.memory import ACCELERATOR_TILE
+
+log = logging.getLogger(__name__)
+
+#: Those of torch's loggers that print and take part in compiling.
+_LOGGERS = (
+    "torch",
+    "torch._dynamo",
+    "torch._functorch._aot_autograd",
+    "torch._functorch.aot_autograd",
+    "torch._inductor",
+    "torch._inductor.async_compile",
+    "torch.fx.experimental.symbolic_shapes",
+)
 
 
 class CompiledEngine(TorchEngine):
@@ -33,7 +50,9 @@ class CompiledEngine(TorchEngine):
         super().__init__(copy.deepcopy(model), device, dtype)
         self.tile = CPU_TILE if device.type == "cpu" else ACCELERATOR_TILE
         # Read by Inductor when it compiles; a folder that the user chose stays.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.cache_folder() / "inductor"))
+        own = cache.cache_folder() / "inductor"
+        if os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own)) == str(own):
+            _drop_damaged(own)
         # One program for all tile shapes: convolutions are library calls, which lose nothing by it.
         self._compiled = torch.compile(self._model.residual, dynamic=True)
         self._warm = False
@@ -47,11 +66,50 @@ class CompiledEngine(TorchEngine):
     def residual(self, batch: Tensor) -> Tensor:
         began = time.perf_counter()
         x = batch.to(self._device, self._dtype, memory_format=self._layout)
-        result: Tensor = self._compiled(x)
+        with _quiet_inductor():
+            result: Tensor = self._compiled(x)
         if not self._warm:
             self._warm = True
             self.prepare_seconds += time.perf_counter() - began
         return result
+
+
+@contextlib.contextmanager
+def _quiet_inductor() -> Iterator[None]:
+    """Keeps what torch prints while it compiles for those who debug: it goes on, or raises what it also prints."""
+
+    def refuse(_: logging.LogRecord) -> bool:
+        return False
+
+    handlers: set[logging.Handler] = set()
+    if not log.isEnabledFor(logging.DEBUG) and not os.environ.get("TORCH_LOGS"):
+        handlers = {handler for name in _LOGGERS for handler in logging.getLogger(name).handlers}
+    for handler in handlers:
+        handler.addFilter(refuse)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(refuse)
+
+
+def _drop_damaged(folder: Path) -> None:
+    """Remove compiled graphs whose name isn't the digest of what is in them, as Inductor names them.
+
+    It would read them at each start, with tracebacks of what it can't load, and run what it can.
+    """
+    with contextlib.suppress(OSError):
+        files = [f for f in (*folder.glob("fxgraph/*/*/*"), *folder.glob("aotautograd/*/*")) if f.name[0] != "."]
+        if not files:
+            return
+        try:
+            from torch._inductor.codecache import sha256_hash
+        except ImportError:  # it has no promise of staying there
+            return
+        for file in files:
+            if sha256_hash(file.read_bytes()) != file.name:
+                log.debug("%s is damaged: removed", file)
+                file.unlink()
 
 
 def require_compiler(device: torch.device) -> None:

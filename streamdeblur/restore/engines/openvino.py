@@ -99,11 +99,20 @@ def default_calibration() -> list[Tensor]:
 
 
 def calibrate(model: ResidualModel, calibration: Sequence[Tensor]) -> Any:
-    """The int8 graph of a model, also put into the cache, where ``OpenVINOEngine`` of this model will find it."""
-    print_ = fingerprint(model)
-    graph = quantize(_graph(model, print_), calibration)
-    _keep(graph, graph_path(print_, int8=True))
-    return graph
+    """The int8 graph of a model. Not kept: calibrated on the wrong pictures it restores nothing."""
+    return quantize(_graph(model, fingerprint(model)), calibration)
+
+
+def keep_int8(model: ResidualModel, graph: Any) -> None:
+    """Put what ``calibrate`` made of a model into the cache, where ``OpenVINOEngine`` of this model will find it."""
+    _keep(graph, graph_path(fingerprint(model), int8=True))
+
+
+def int8_contents(print_: str) -> str | None:
+    """A name for the int8 graph that is kept, another one for each calibration; None where there is none or a damaged
+    one. Verdicts go by it: of one set of weights there may be good and bad graphs."""
+    path = graph_path(print_, int8=True)
+    return cache.contents(path, path.with_suffix(".bin"))
 
 
 def _graph(model: ResidualModel, print_: str) -> Any:
@@ -119,7 +128,7 @@ def _keep(graph: Any, path: Path) -> None:
     try:
         save_graph(graph, path)
         cache.seal(path, path.with_suffix(".bin"))
-    except OSError as e:
+    except (OSError, RuntimeError) as e:  # of the library itself the latter, where it can't write
         log.debug("the graph %s can't be kept: %s", path, e)
 
 
@@ -198,7 +207,10 @@ class OpenVINOEngine:
             "int8 is calibrated on rendered pictures, which takes a minute; streamdeblur export --format openvino "
             "--int8 --calibrate PAIRS takes your own"
         )
-        return calibrate(model, default_calibration())
+        graph = calibrate(model, default_calibration())
+        # Before it is tried, unlike those of ``export``: a failure is remembered with it, and not calibrated again.
+        keep_int8(model, graph)
+        return graph
 
     def _compile(self, shape: tuple[int, ...]) -> Compiled:
         """A graph for this shape, in which -1 is any size."""

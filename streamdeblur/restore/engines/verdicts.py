@@ -35,20 +35,22 @@ class Trials:
     """Verdicts on engines for one model. reference: computes its correction of a batch on the CPU in eager fp32."""
 
     def __init__(self, fingerprint: str, reference: Callable[[Tensor], Tensor]) -> None:
-        self._fingerprint = fingerprint
+        self.fingerprint = fingerprint
         self._compute = reference
         self._reference: Tensor | None = None
 
-    def known(self, name: str, precision: str, device: torch.device, version: str) -> Verdict | None:
-        """What was found before on this machine, with these versions."""
+    def known(self, name: str, precision: str, device: torch.device, version: str | None) -> Verdict | None:
+        """What was found before on this machine, with these versions; nothing where they are not known (None)."""
+        if version is None:
+            return None
         found = cache.read_json(self._path(name, precision, device, version)) or {}
         passed, error, allowed = (found.get(key) for key in ("passed", "error", "allowed"))
         if isinstance(passed, bool) and isinstance(error, int | float) and isinstance(allowed, int | float):
             return Verdict(passed, error, allowed)
         return None
 
-    def judge(self, engine: Engine, name: str, precision: str, version: str) -> Verdict:
-        """The verdict, tried now unless it is known. Raises what the engine raises."""
+    def judge(self, engine: Engine, name: str, precision: str, version: str | None) -> Verdict:
+        """The verdict, tried now unless it is known; not kept without a version. Raises what the engine raises."""
         verdict = self.known(name, precision, engine.device, version)
         if verdict is not None:
             return verdict
@@ -69,9 +71,10 @@ class Trials:
             found.append(tried())
         error, allowed = max(found, key=lambda pair: pair[0] / pair[1])
         verdict = Verdict(error <= allowed, error if math.isfinite(error) else 1e9, allowed)
-        cache.write_json(self._path(name, precision, engine.device, version), asdict(verdict))
+        if version is not None:
+            cache.write_json(self._path(name, precision, engine.device, version), asdict(verdict))
         return verdict
 
     def _path(self, name: str, precision: str, device: torch.device, version: str) -> Path:
-        digest = cache.key(_TRIAL, name, precision, version, self._fingerprint, device.type, cache.machine(device))
+        digest = cache.key(_TRIAL, name, precision, version, self.fingerprint, device.type, cache.machine(device))
         return cache.cache_folder() / "verdicts" / f"{name}-{precision}-{digest}.json"
