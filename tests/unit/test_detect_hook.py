@@ -411,7 +411,7 @@ def test_turning_back_nothing() -> None:
         ({"annotate": True}, "annotate without a detector"),
         ({"detect": "x.onnx", "detect_on": "sharp"}, "blurry:THRESHOLD"),
         ({"detect": "x.onnx", "detect_on": "blurry:1.5"}, "between 0 and 1"),
-        ({"detect": "x.onnx", "detect_threshold": 2}, "detect_threshold"),
+        ({"detect": "x.onnx", "detect_threshold": 2}, "--detect-threshold 2: must be less"),
     ],
 )
 def test_options_that_make_no_sense(values: dict[str, Any], word: str) -> None:
