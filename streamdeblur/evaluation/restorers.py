@@ -16,11 +16,9 @@ Python factories, .pt2 files and pickles may run code of their author's: load on
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -41,6 +39,7 @@ from streamdeblur.models.mimo_unet import MIMOUNet
 from streamdeblur.restore import Restorer, TorchEngine
 from streamdeblur.restore.blend import pad_frame
 from streamdeblur.restore.engines import resolve_device, resolve_precision
+from streamdeblur.restore.engines.quiet import debugging, quiet_torch
 from streamdeblur.restore.tiles import round_up
 
 #: Names that reports use for the two sides of a pair.
@@ -275,34 +274,10 @@ def _positive(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
 
-def _debugging() -> bool:
-    return logging.getLogger("streamdeblur").isEnabledFor(logging.DEBUG)
-
-
-@contextlib.contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """torch logs what it also raises, with a traceback; that line is for who debugs."""
-
-    def refuse(_: logging.LogRecord) -> bool:
-        return False
-
-    handlers: list[logging.Handler] = []
-    if not _debugging():
-        names = [n for n in list(logging.root.manager.loggerDict) if n.partition(".")[0] == "torch"]
-        handlers = [handler for n in names for handler in logging.getLogger(n).handlers]
-    for handler in handlers:
-        handler.addFilter(refuse)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(refuse)
-
-
 def _exported(word: str, place: torch.device, multiple: int) -> Candidate:
     path = _file(word)
     try:
-        with _quiet_torch():
+        with quiet_torch():
             program = torch.export.load(path)
         if place.type != "cpu":
             from torch.export.passes import move_to_device_pass
@@ -335,7 +310,7 @@ def _onnx(word: str, place: torch.device, multiple: int) -> Candidate:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     # its errors are raised as well, and become one line of ours
-    settings.log_severity_level = 3 if _debugging() else 4
+    settings.log_severity_level = 3 if debugging() else 4
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), settings, providers=providers)
     except Exception as e:  # its exceptions share no base class

@@ -12,7 +12,6 @@ Kept as JSON in the folder of the engines' cache, safe to delete.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import statistics
 import time
@@ -151,10 +150,8 @@ def keep_plan(engine: Engine, plan: Plan) -> Path:
     Raises DeviceError where it can't be written.
     """
     path = plan_path(engine)
-    text = json.dumps({"identity": identity(engine), "plan": asdict(plan)}, indent=1) + "\n"
     try:
-        with cache.replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        cache.put_json(path, {"identity": identity(engine), "plan": asdict(plan)})
     except OSError as e:
         raise _unwritable(path, e) from e
     return path

@@ -447,8 +447,10 @@ def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "a.json"
-    assert cache.write_json(target, {"a": 1})
-    assert not cache.write_json(target / "b.json", {"b": 1})  # below a file
+    cache.write_json(target, {"a": 1})
+    cache.write_json(target / "b.json", {"b": 1})  # below a file: told to the log alone
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        cache.put_json(target / "b.json", {"b": 1})
     with pytest.raises(FileNotFoundError), cache.replacing(target) as temporary:
         temporary.write_text("half") and (tmp_path / "missing").read_text()
     assert cache.read_json(target) == {"a": 1}

@@ -75,16 +75,18 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def write_json(path: Path, value: dict[str, Any]) -> bool:
-    """Replace a file as a whole; whether it was. A cache that can't be written costs time, not the job: it is told to
-    the log, and whoever promises more than time looks at the result."""
+def put_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a file as a whole. Raises OSError."""
+    with replacing(path) as temporary:
+        _write(temporary, value)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """``put_json``. A cache that can't be written costs time, not the job: it is told to the log."""
     try:
-        with replacing(path) as temporary:
-            _write(temporary, value)
+        put_json(path, value)
     except OSError as e:
         log.debug("%s can't be written: %s", path, e)
-        return False
-    return True
 
 
 def keep_first(path: Path, value: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,20 +18,10 @@ from streamdeblur.models.base import ResidualModel
 from streamdeblur.restore.engines import cache
 from streamdeblur.restore.engines.eager import TorchEngine
 from streamdeblur.restore.engines.fused import CPU_TILE
+from streamdeblur.restore.engines.quiet import quiet_torch
 from streamdeblur.restore.memory import ACCELERATOR_TILE
 
 log = logging.getLogger(__name__)
-
-#: Those of torch's loggers that print and take part in compiling.
-_LOGGERS = (
-    "torch",
-    "torch._dynamo",
-    "torch._functorch._aot_autograd",
-    "torch._functorch.aot_autograd",
-    "torch._inductor",
-    "torch._inductor.async_compile",
-    "torch.fx.experimental.symbolic_shapes",
-)
 
 
 class CompiledEngine(TorchEngine):
@@ -66,31 +55,12 @@ class CompiledEngine(TorchEngine):
     def residual(self, batch: Tensor) -> Tensor:
         began = time.perf_counter()
         x = batch.to(self._device, self._dtype, memory_format=self._layout)
-        with _quiet_inductor():
+        with quiet_torch():
             result: Tensor = self._compiled(x)
         if not self._warm:
             self._warm = True
             self.prepare_seconds += time.perf_counter() - began
         return result
-
-
-@contextlib.contextmanager
-def _quiet_inductor() -> Iterator[None]:
-    """Keeps what torch prints while it compiles for those who debug: it goes on, or raises what it also prints."""
-
-    def refuse(_: logging.LogRecord) -> bool:
-        return False
-
-    handlers: set[logging.Handler] = set()
-    if not log.isEnabledFor(logging.DEBUG) and not os.environ.get("TORCH_LOGS"):
-        handlers = {handler for name in _LOGGERS for handler in logging.getLogger(name).handlers}
-    for handler in handlers:
-        handler.addFilter(refuse)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(refuse)
 
 
 def _drop_damaged(folder: Path) -> None:
