@@ -6,6 +6,7 @@ RFC 2326 as far as FFmpeg speaks it. Runs as a process of its own, so that it ca
     cut      close the connections of all readers, in mid-GOP
     garbage  send bytes that are no RTP to all readers
     deaf     stop reading from publishers, for ever (a peer that stalls)
+    middle   let readers come in from now on where a keyframe has already begun (else: where a picture begins)
 
 ``Relay`` starts and torments one.
 """
@@ -31,6 +32,8 @@ class Stream:
     def __init__(self, sdp: bytes) -> None:
         self.sdp = sdp
         self.readers: set[asyncio.StreamWriter] = set()
+        self.coming: set[asyncio.StreamWriter] = set()
+        self.parts = 0  # RTP packets in a row that hold parts of a keyframe
 
 
 class Server:
@@ -38,6 +41,7 @@ class Server:
         self.streams: dict[str, Stream] = {}
         self.readers: set[asyncio.StreamWriter] = set()
         self.deaf = False
+        self.middle = False
         self.credentials = credentials
         self.sessions = 0
 
@@ -98,7 +102,7 @@ class Server:
                 writer.write(text.encode() + content)
                 await writer.drain()
                 if method == "PLAY" and stream is not None:
-                    stream.readers.add(writer)
+                    stream.coming.add(writer)
                 if method == "TEARDOWN":
                     break
         except (asyncio.IncompleteReadError, ConnectionError, ValueError, asyncio.LimitOverrunError):
@@ -106,20 +110,33 @@ class Server:
         finally:
             if stream is not None:
                 stream.readers.discard(writer)
+                stream.coming.discard(writer)
                 if recording and self.streams.get(path) is stream:
                     del self.streams[path]
-                    for other in list(stream.readers):
+                    for other in [*stream.readers, *stream.coming]:
                         other.close()
             self.readers.discard(writer)
             writer.close()
 
-    @staticmethod
-    def forward(stream: Stream, data: bytes) -> None:
+    def forward(self, stream: Stream, data: bytes) -> None:
+        if data[1] == 0:
+            # Of the first stream. H.264 (RFC 6184): a slice of a keyframe, or a fragment of one.
+            key = len(data) > 17 and (data[16] & 31 == 5 or (data[16] & 31 == 28 and data[17] & 31 == 5))
+            stream.parts = stream.parts + 1 if key else 0
+            if self.middle and stream.parts == 3:
+                self.admit(stream)
         for reader in list(stream.readers):
             if reader.transport.get_write_buffer_size() > 1 << 22:
                 reader.close()  # too slow: a server lets it go
             else:
                 reader.write(data)
+        if data[1] == 0 and data[5] & 0x80 and not self.middle:  # the marker: a picture ends here
+            self.admit(stream)
+
+    @staticmethod
+    def admit(stream: Stream) -> None:
+        stream.readers |= stream.coming
+        stream.coming.clear()
 
     def obey(self, word: str) -> None:
         noise = random.Random(0)
@@ -130,6 +147,8 @@ class Server:
                 reader.write(bytes(noise.randrange(256) for _ in range(5000)))
         if word == "deaf":
             self.deaf = True
+        if word == "middle":
+            self.middle = True
 
 
 async def main() -> None:

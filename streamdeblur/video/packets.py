@@ -74,6 +74,28 @@ def _nal_units(data: bytes, *, hevc: bool) -> Iterator[bytes]:
             yield unit
 
 
+def begins_picture(data: bytes, codec: str) -> bool:
+    """Whether an H.264 or HEVC packet with start codes holds the beginning of its picture; True for any other codec.
+
+    Who joins an RTP stream in the middle of a picture gets the rest of it as a packet, a keyframe's too: its slices,
+    but not the first (ITU-T H.264, 7.3.3: first_mb_in_slice; H.265, 7.3.6.1: first_slice_segment_in_pic_flag), or bytes
+    from within one. A decoder fills what is missing with black, and says nothing of it.
+    """
+    if codec not in ("h264", "hevc"):
+        return True
+    if not data.startswith((b"\0\0\1", b"\0\0\0\1")):
+        return False
+    for start in _START.finditer(data):
+        unit = data[start.end() : start.end() + 3]
+        header = 1 if codec == "h264" else 2
+        if len(unit) <= header:
+            continue
+        kind = unit[0] & 31 if codec == "h264" else (unit[0] >> 1) & 63
+        if kind in (1, 2, 5) if codec == "h264" else kind < 32:
+            return bool(unit[header] & 0x80)  # a zero in exp-Golomb code is a single 1
+    return False
+
+
 @dataclass(slots=True)
 class StreamDigest:
     """Running digest of a stream's payload: per packet and as one run of bytes."""

@@ -289,6 +289,22 @@ def test_a_source_is_found_again_whatever_happens_to_it(relay: Relay, tmp_path: 
     assert any("trying again" in r.getMessage() for r in caplog.records)
 
 
+def test_who_joins_in_the_middle_of_a_keyframe_waits_for_the_next(relay: Relay, tmp_path: Path) -> None:
+    """A camera that sends from where it is: the rest of a keyframe decodes to a picture that is black above, and so do
+    all that refer to it."""
+    relay.obey("middle")
+    with (
+        Feed(relay.url(), (640, 352), RATE),
+        running(relay.url(), to=f"{tmp_path}/a.mp4", segment_seconds=0) as (job, seen),
+    ):
+        more(job, seen, 3 * RATE)
+        came = job.status().sources[0].frames
+    assert came - len(seen.frames) <= RATE, "but for the last ones, whoever looked saw a number in each"
+    assert seen.frames[0][0] == 0
+    found = numbers_in(tmp_path / "a.mp4")
+    assert found[: len(seen.frames)] == seen.numbers
+
+
 def test_pictures_may_change_their_size(relay: Relay, tmp_path: Path, caplog: Any) -> None:
     with running(relay.url(), to=(f"{tmp_path}/a.mp4", f"hls:{tmp_path}/hls")) as (job, seen):
         with Feed(relay.url(), SIZE, RATE):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from types import SimpleNamespace
+from typing import Any
 
+import av
+import numpy as np
 import pytest
 
-from streamdeblur.video.packets import StreamDigest, avc_parameter_sets, is_hidden, without_adts
+from streamdeblur.video.packets import StreamDigest, avc_parameter_sets, begins_picture, is_hidden, without_adts
 
 
 def _adts(payload: bytes, *, crc: bool = False, length: int | None = None) -> bytes:
@@ -88,3 +93,35 @@ def test_parameter_sets_of_an_avcc_record() -> None:
 def test_what_an_edit_list_hides(kind: str, pts: int | None, duration: int, discard: bool, hidden: bool) -> None:
     packet = SimpleNamespace(pts=pts, duration=duration, is_discard=discard)
     assert is_hidden(packet, kind) is hidden
+
+
+@pytest.mark.parametrize(
+    ("encoder", "codec", "options"),
+    [
+        ("libx264", "h264", {"x264-params": "slices=4:threads=1"}),
+        ("libx265", "hevc", {"x265-params": "slices=4:frame-threads=1:log-level=none"}),
+    ],
+)
+def test_the_rest_of_a_picture_is_told_from_a_whole_one(encoder: str, codec: str, options: dict[str, str]) -> None:
+    context: Any = av.CodecContext.create(encoder, "w")
+    context.width, context.height, context.pix_fmt, context.time_base = 320, 256, "yuv420p", Fraction(1, 25)
+    context.options = options
+    noise = np.random.default_rng(0)
+    packets = []
+    for n in range(4):
+        frame = av.VideoFrame.from_ndarray(noise.integers(0, 256, (384, 320), np.uint8), format="yuv420p")
+        frame.pts = n
+        packets += [bytes(p) for p in context.encode(frame)]
+    packets += [bytes(p) for p in context.encode(None)]
+    assert len(packets) == 4
+    for packet in packets:
+        assert begins_picture(packet, codec)
+        starts = [m.start() for m in re.finditer(re.escape(b"\0\0\1"), packet)]
+        slices = starts[-4:]  # parameter sets and messages come before them
+        assert begins_picture(packet[slices[0] :], codec)
+        for start in slices[1:]:
+            assert not begins_picture(packet[start:], codec)
+        assert not begins_picture(packet[slices[0] + 7 :], codec), "from within a slice"
+        assert not begins_picture(packet[: slices[0] + 4], codec), "no slice at all"
+    assert not begins_picture(b"", codec)
+    assert begins_picture(packets[0][9:], "mjpeg")

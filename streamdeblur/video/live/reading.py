@@ -36,6 +36,7 @@ from streamdeblur.video.live.wire import (
     Undecodable,
 )
 from streamdeblur.video.opening import open_container, reason
+from streamdeblur.video.packets import begins_picture
 from streamdeblur.video.pixfmt import LAYOUTS, Layout, read_components
 from streamdeblur.video.tags import Look, field_order, learn
 
@@ -60,6 +61,8 @@ _WITHOUT_KEYFRAME = 300
 #: Frames between reports of undecodable packets.
 _TELL = 25
 _RTSP = ("rtsp", "rtsps")
+#: What can be joined in the middle of a picture.
+_RTP = (*_RTSP, "rtp")
 
 
 class Stop(Exception):
@@ -149,7 +152,8 @@ class _Reader:
             if video is None:
                 kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
                 return Over("no video", f"no video stream in it (it has: {kinds})")
-            recording = not is_url(r.url) or (scheme_of(r.url) not in _RTSP and container.duration is not None)
+            scheme = scheme_of(r.url)
+            recording = not is_url(r.url) or (scheme not in _RTSP and container.duration is not None)
             # Frame threads would hold back as many frames as there are threads.
             video.thread_type = "SLICE"
             sounds = [s for s in container.streams.audio if s.codec_context is not None] if r.audio else []
@@ -181,7 +185,8 @@ class _Reader:
                     continue
                 if waiting:
                     skipped += 1
-                    if not packet.is_keyframe and skipped <= _WITHOUT_KEYFRAME:
+                    whole = scheme not in _RTP or begins_picture(bytes(packet), video.codec_context.name)
+                    if not (packet.is_keyframe and whole) and skipped <= _WITHOUT_KEYFRAME:
                         continue
                     waiting = False
                 if packet.pts is not None:
