@@ -32,10 +32,10 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/streamdeblur demo -o demo
 
-# Three at a time: many of them wait for processes of their own. Files stay whole, because they share clusters and caches;
+# Four at a time: many of them wait for processes of their own. Files stay whole, because they share clusters and caches;
 # the long ones come first, so that the short ones fill up the end.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder tests/integration tests/unit
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder tests/integration tests/unit
 
 check: $(STAMP)
 	$(BIN)/ruff check .

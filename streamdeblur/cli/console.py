@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
+import os
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -127,3 +131,33 @@ def set_up_logging(console: Console, *, debug: bool) -> None:
     logger.addHandler(LineHandler(console))
     logger.setLevel(logging.DEBUG if debug else logging.WARNING)
     logger.propagate = False
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """What models of other people print while they are imported, built and run must not end up between our results.
+
+    From Python and from C: the descriptor itself is turned.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        _flush()
+        try:
+            kept = os.dup(1)
+        except OSError:  # closed: nothing to keep clean
+            yield
+            return
+        try:
+            os.dup2(2, 1)
+            yield
+        finally:
+            _flush()  # code may have taken hold of it before
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL(None).fflush(None)  # what C still holds back
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _flush() -> None:
+    if sys.__stdout__ is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.__stdout__.flush()

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging
+from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging, stdout_to_stderr
 from streamdeblur.cli.options import gather, model_options
 from streamdeblur.evaluation.detection_options import DetectEvalOptions, DetectionMeasureOptions
 
@@ -40,21 +40,24 @@ def detect_eval(
     options = gather(
         DetectEvalOptions, config, {**given, "data": data or None, "model": model or None, "output": output}
     )
-    from streamdeblur.evaluation.detection import evaluate_detection
+    from streamdeblur.evaluation.detection import measure_detection, write_detection
     from streamdeblur.evaluation.measure import Progress
 
-    with Reporter(console, quiet=quiet, unit="pairs") as reporter:
+    with stdout_to_stderr(), Reporter(console, quiet=quiet, unit="pairs") as reporter:
 
         def show(p: Progress) -> None:
             reporter.step("detecting", p.done, p.total, f"{p.seconds / p.done:.2g} s a pair", p.set_name, p.seconds)
 
-        result = evaluate_detection(options, show)
-    if as_json:
-        print(result.as_json(), end="")
-    else:
-        out = make_output(140)
-        for s in result.sets:
-            out.print(_table(s, ["blurry", *result.models]))
+        result, examples = measure_detection(options, show)
+    try:
+        write_detection(result, examples, options)
+    finally:  # what was measured is not lost with a disk that is full
+        if as_json:
+            print(result.as_json(), end="")
+        else:
+            out = make_output(140)
+            for s in result.sets:
+                out.print(_table(s, ["blurry", *result.models]))
     if options.output is not None and not quiet:
         console.print(str(options.output / "report.html"), markup=False, highlight=False)
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
-import os
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import click
 from rich.table import Table
 
-from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging
+from streamdeblur.cli.console import Reporter, make_console, make_output, set_up_logging, stdout_to_stderr
 from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.evaluation.options import EvaluateOptions, MeasureOptions
 
@@ -45,7 +40,7 @@ def evaluate(
     from streamdeblur.evaluation.charts import duration
     from streamdeblur.evaluation.measure import Progress, measure, write
 
-    with _stdout_to_stderr(), Reporter(console, quiet=quiet, unit="pairs") as reporter:
+    with stdout_to_stderr(), Reporter(console, quiet=quiet, unit="pairs") as reporter:
 
         def show(p: Progress) -> None:
             rate = duration(p.seconds / p.done) + " a pair"
@@ -66,36 +61,6 @@ def evaluate(
                     out.print(s.note, markup=False, highlight=False)
     if options.output is not None and not quiet:
         console.print(str(options.output / "report.html"), markup=False, highlight=False)
-
-
-@contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """What models of other people print while they are imported, built and run must not end up between our results.
-
-    From Python and from C: the descriptor itself is turned.
-    """
-    with contextlib.redirect_stdout(sys.stderr):
-        _flush()
-        try:
-            kept = os.dup(1)
-        except OSError:  # closed: nothing to keep clean
-            yield
-            return
-        try:
-            os.dup2(2, 1)
-            yield
-        finally:
-            _flush()  # code may have taken hold of it before
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(None).fflush(None)  # what C still holds back
-            os.dup2(kept, 1)
-            os.close(kept)
-
-
-def _flush() -> None:
-    if sys.__stdout__ is not None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.__stdout__.flush()
 
 
 def _table(s: Any, models: Any, duration: Any) -> Table:

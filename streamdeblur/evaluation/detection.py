@@ -186,7 +186,34 @@ class Examples:
 def evaluate_detection(
     options: DetectEvalOptions, progress: Callable[[Progress], None] | None = None
 ) -> DetectionEvaluation:
-    """Measure every model; write results.json, results.csv and report.html where ``options.output`` says.
+    """``measure_detection``, then ``write_detection``: results.json, results.csv and report.html where
+    ``options.output`` says.
+
+    Raises what they raise.
+    """
+    evaluation, examples = measure_detection(options, progress)
+    write_detection(evaluation, examples, options)
+    return evaluation
+
+
+def write_detection(evaluation: DetectionEvaluation, examples: Examples, options: DetectEvalOptions) -> None:
+    """The files of an evaluation, if ``options.output`` names a folder. Raises OutputError and DiskFull."""
+    if options.output is None:
+        return
+    from streamdeblur.evaluation.detection_page import detection_page
+
+    files = {
+        "results.json": evaluation.as_json(),
+        "results.csv": evaluation.as_csv(),
+        "report.html": detection_page(evaluation, examples.shown),
+    }
+    save(options.output, files)
+
+
+def measure_detection(
+    options: DetectEvalOptions, progress: Callable[[Progress], None] | None = None
+) -> tuple[DetectionEvaluation, Examples]:
+    """Measure every model; nothing is written, but ``options.output`` is made and must have room.
 
     Raises UsageError (options, detector, models, no faster-coco-eval), InputError (pairs; nothing found on any sharp
     image), WeightsError, DeviceError, OutputError, and StreamdeblurError where detector or restorer fail.
@@ -254,16 +281,7 @@ def evaluate_detection(
         models=versions[1:],
         sets=results,
     )
-    if options.output is not None:
-        from streamdeblur.evaluation.detection_page import detection_page
-
-        files = {
-            "results.json": evaluation.as_json(),
-            "results.csv": evaluation.as_csv(),
-            "report.html": detection_page(evaluation, examples.shown),
-        }
-        save(options.output, files)
-    return evaluation
+    return evaluation, examples
 
 
 def average_precision(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from streamdeblur.cli.benchmark import benchmark as benchmark_command
 from streamdeblur.cli.benchmark import tune as tune_command
 from streamdeblur.errors import ConfigError, DiskFull, StreamdeblurError, UnreadableInput, UsageError
+from streamdeblur.evaluation.benchmark import ceiling
 from streamdeblur.evaluation.benchmark.clip import render
 from streamdeblur.evaluation.benchmark.files import check_targets, write_all
 from streamdeblur.evaluation.benchmark.growth import Sleeper, growth, show_growth
@@ -32,6 +34,14 @@ pytestmark = pytest.mark.integration
 CPU = torch.device("cpu")
 IDENTITY = Model("identity")
 SIZE = (96, 64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_products() -> Iterator[None]:
+    """Ceilings of products that take no time: large ones of bfloat16 are slow without instructions for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceiling, "_SIDES", {"cpu": (64, 128)})
+        yield
 
 
 @pytest.fixture(autouse=True)

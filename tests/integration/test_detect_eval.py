@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ from click.testing import CliRunner, Result
 
 from streamdeblur.cli.detection import detect_eval as command
 from streamdeblur.config import parse
-from streamdeblur.errors import InputError, StreamdeblurError, UsageError
+from streamdeblur.errors import DiskFull, InputError, StreamdeblurError, UsageError
 from streamdeblur.evaluation.detection import evaluate_detection
 from streamdeblur.evaluation.detection_options import DetectEvalOptions
+from tests import commands
 
 pytestmark = pytest.mark.integration
 
@@ -98,6 +100,35 @@ def test_known_pairs(pairs: Path, code: Path, tmp_path: Path) -> None:
     assert "100.0" in result.stdout
     assert (output / "report.html").read_text().count("<img") == 3 * 4
     assert run("-d", pairs, "--detector", f"{code}:detector", "-o", output).exit_code != 0  # results are there
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_full_disk_does_not_take_the_numbers(
+    pairs: Path, code: Path, tmp_path: Path, as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    words = ["-d", pairs, "--detector", f"{code}:detector", "-o", tmp_path / "out", *(["--json"] if as_json else [])]
+    done = run(*words)
+    assert isinstance(done.exception, DiskFull)
+    assert "no space left for the results in" in str(done.exception)
+    if as_json:
+        assert len(json.loads(done.stdout)["sets"][0]["images"]) > 1
+    else:
+        assert "mean of classes" in done.stdout
+    assert "report.html" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_a_detector_prints_is_no_result(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "loud.py").write_text(CODE.replace("    def detect(rgb):", "    def detect(rgb):\n        print('!')"))
+    words = ["detect-eval", "-d", pairs, "--detector", f"{tmp_path / 'loud.py'}:detector", "--limit", "1", "--json"]
+    done = commands.run(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["sets"]) == 1
+    assert "!" in done.stderr
 
 
 def test_json_and_limit(pairs: Path, code: Path) -> None:

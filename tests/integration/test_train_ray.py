@@ -74,14 +74,14 @@ def test_a_run_survives_a_killed_worker(cluster: None, tmp_path: Path, caplog: p
         write_shards(tmp_path / "crops", size=64),
         architecture={"width": 8, "blocks": 1},  # slow enough to be killed in mid-run
         data=Data(shards=(str(tmp_path / "crops"),), crop=64, batch=2),
-        steps=200,
+        steps=120,
         state=StateOptions(every=10),
         schedule=Schedule(kind="constant"),
     )
     killer = Killer(after=20)
     outcome = run_on_ray(r, tmp_path / "run", workers=2, threads=1, tensorboard=False, observers=[killer])
     assert killer.killed_at >= 20
-    assert (outcome.step, outcome.finished, outcome.folder) == (200, True, tmp_path / "run")
+    assert (outcome.step, outcome.finished, outcome.folder) == (120, True, tmp_path / "run")
     assert [x.getMessage() for x in caplog.records if "a worker died" in x.getMessage()] == [
         f"a worker died; all of them go on from the last state in {tmp_path / 'run'}"
     ]
@@ -90,10 +90,10 @@ def test_a_run_survives_a_killed_worker(cluster: None, tmp_path: Path, caplog: p
     log = read_log(tmp_path / "run")
     for line in log:
         losses.setdefault(line["step"], set()).add(line["loss"])
-    assert sorted(losses) == list(range(1, 201))
-    assert 0 <= len(log) - 200 < 180
+    assert sorted(losses) == list(range(1, 121))
+    assert 0 <= len(log) - 120 < 100
     assert all(len(values) == 1 for values in losses.values())
-    assert load_state(tmp_path / "run" / "last")[1]["step"] == 200
+    assert load_state(tmp_path / "run" / "last")[1]["step"] == 120
     assert not (tmp_path / "run" / ".ray").exists()
 
 

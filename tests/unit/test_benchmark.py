@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ from streamdeblur.restore import Restorer, Tiling
 
 CPU = torch.device("cpu")
 SMALL = Model("mimo-unet-small", "random:1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_products() -> Iterator[None]:
+    """Ceilings of products that take no time: large ones of bfloat16 are slow without instructions for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceiling, "_SIDES", {"cpu": (64, 128)})
+        yield
 
 
 @pytest.fixture(autouse=True)
