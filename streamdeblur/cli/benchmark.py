@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from streamdeblur.cli.console import make_console, set_up_logging
 from streamdeblur.cli.options import common, gather, model_options
-from streamdeblur.errors import UsageError
+from streamdeblur.errors import StreamdeblurError, UsageError
 from streamdeblur.evaluation.benchmark.options import LISTS, BenchmarkOptions, BenchmarkSettings, TuneOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,18 +57,29 @@ def benchmark(json_to: str | None, quiet: bool, debug: bool, **given: Any) -> No
         print(f"load before: {report.load_before}", flush=True)
     if report.warning:
         console.print(f"warning: {report.warning}", markup=False, highlight=False)
+    for note in report.asked.notes if report.asked is not None else []:
+        console.print(f"note: {note}", markup=False, highlight=False)
 
     def done(name: str, text: str) -> None:
         if not as_json:
             print(f"\n== {name} ({report.seconds[name]:.0f} s)\n{text}", flush=True)
 
-    run(options, report, tell=_steps(console, quiet=quiet), done=done)
-    if as_json:
-        print(report.as_json(), end="")
-    texts = {} if json_file is None else {json_file: report.as_json()}
-    if options.html is not None:
-        texts[options.html] = html_report(report)
-    write_all(texts)
+    def deliver() -> None:
+        if as_json:
+            print(report.as_json(), end="")
+        texts = {} if json_file is None else {json_file: report.as_json()}
+        if options.html is not None:
+            texts[options.html] = html_report(report)
+        write_all(texts)
+
+    try:
+        run(options, report, tell=_steps(console, quiet=quiet), done=done)
+    except BaseException:
+        if report.values:  # hours of other parts' work; what failed is told, by itself and in the results
+            with contextlib.suppress(StreamdeblurError):
+                deliver()
+        raise
+    deliver()
     if options.html is not None and not quiet:
         console.print(str(options.html), markup=False, highlight=False)
     require_any(report)

@@ -9,22 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+import cv2
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from streamdeblur.cli.benchmark import benchmark as benchmark_command
 from streamdeblur.cli.benchmark import tune as tune_command
-from streamdeblur.errors import ConfigError, DiskFull, StreamdeblurError, UnreadableInput, UsageError
+from streamdeblur.config import parse
+from streamdeblur.errors import ConfigError, DeviceError, DiskFull, StreamdeblurError, UnreadableInput, UsageError
 from streamdeblur.evaluation.benchmark import ceiling
 from streamdeblur.evaluation.benchmark.clip import render
 from streamdeblur.evaluation.benchmark.files import check_targets, write_all
 from streamdeblur.evaluation.benchmark.growth import Sleeper, growth, show_growth
 from streamdeblur.evaluation.benchmark.job import job, pools, show_jobs, show_pools
+from streamdeblur.evaluation.benchmark.options import BenchmarkOptions
 from streamdeblur.evaluation.benchmark.pairs import pairs_of, spread
+from streamdeblur.evaluation.benchmark.run import understand
 from streamdeblur.evaluation.benchmark.stages import STAGES, show_stages, stages
 from streamdeblur.evaluation.benchmark.variation import variation
-from streamdeblur.evaluation.benchmark.ways import Model
+from streamdeblur.evaluation.benchmark.ways import Model, Way
 from streamdeblur.training.shards import ShardWriter
 from streamdeblur.video.reader import VideoReader
 from tests.clips import read_clip
@@ -65,7 +71,7 @@ def test_the_rendered_clip_is_what_it_says(clip: Path, tmp_path: Path) -> None:
 
 
 def test_stages_add_up(clip: Path) -> None:
-    found = stages(IDENTITY, (1, 1), "auto", "auto", "auto", CPU, 2, frames=4, clip=clip)
+    found = stages(IDENTITY, (1, 1), Way("auto"), CPU, 2, frames=4, clip=clip)
     assert tuple(found.stages) == STAGES
     assert (found.frames, found.size, found.clip) == (4, SIZE, "clip.mp4")
     assert all(t.rounds == 2 and t.low > 0 for t in found.stages.values())
@@ -74,7 +80,7 @@ def test_stages_add_up(clip: Path) -> None:
     assert "limited by" in show_stages([found])
     assert json.loads(json.dumps(found.as_dict()))["longest"] == found.longest
     with pytest.raises(UnreadableInput):
-        stages(IDENTITY, SIZE, "auto", "auto", "auto", CPU, 1, clip=clip.with_name("none.mp4"))
+        stages(IDENTITY, SIZE, Way("auto"), CPU, 1, clip=clip.with_name("none.mp4"))
 
 
 def test_the_job_stands_beside_the_network_alone(clip: Path) -> None:
@@ -165,6 +171,95 @@ def test_the_command_writes_tables_json_and_a_page(tmp_path: Path, clip: Path) -
     assert set(told["seconds"]) == {"network", "stages"}
     assert [r["engine"] for r in told["network"]["rows"]] == ["eager"]
     assert "Speed of deblurring" in page.read_text()
+
+
+def test_every_way_goes_through_stages_and_job(clip: Path, tmp_path: Path) -> None:
+    """As through the network: engines, tiles and batch, and where a part has no use for an option, it says so."""
+    done = run(
+        benchmark_command, "--quick", "--what", "stages,job", "--models", "mimo-unet-small=random:1", "--clip",
+        str(clip), "--engines", "eager,fused", "--tiles", "48/16", "--batch", "2", "--rounds", "1", "--no-peak-memory",
+        "--json", str(tmp_path / "x.json"),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "x.json").read_text())
+    assert [(r["engine"], r["tiling"]) for r in told["stages"]] == [
+        ("eager", "fast 48/16 x2"),
+        ("fused", "fast 48/16 x2"),
+    ]
+    assert [(r["engine"], r["tiling"]) for r in told["job"]] == [("eager", "whole"), ("fused", "whole")]
+    assert "(random:1)" in done.stdout
+    assert told["notes"] == [
+        "job: jobs take no tiles in pixels; without --tiles 48/16, measured with auto",
+        "job: without --batch, which is for network and stages",
+    ]
+    assert all(note in done.stderr for note in told["notes"])
+    assert (told["settings"]["sizes"], told["failed"]) == (["160x96"], None)
+
+
+def test_stages_keep_to_the_memory(clip: Path) -> None:
+    with pytest.raises(DeviceError, match="are taken without the network"):
+        run(
+            benchmark_command, "--quick", "--what", "stages", "--models", "mimo-unet-small=random:1", "--clip",
+            str(clip), "--engines", "eager", "--memory", "1MiB",
+        )  # fmt: skip
+
+
+def test_an_engine_that_can_t_be_had_leaves_the_others(clip: Path) -> None:
+    words = ["--quick", "--what", "stages", "--models", "identity", "--clip", str(clip), "--rounds", "1", "--json", "-"]
+    done = run(benchmark_command, *words, "--engines", "cuda-graphs,eager")
+    assert [r["engine"] for r in json.loads(done.stdout)["stages"]] == ["eager"]
+    with pytest.raises(DeviceError, match="cuda-graphs"):
+        run(benchmark_command, *words, "--engines", "cuda-graphs")
+
+
+@pytest.mark.parametrize("failure", [DeviceError("no such thing"), KeyboardInterrupt()])
+def test_what_was_measured_is_written_where_a_later_part_fails(
+    failure: BaseException, tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("streamdeblur.evaluation.benchmark.run.stages", fail)
+    page, values = tmp_path / "x.html", tmp_path / "x.json"
+    with pytest.raises((DeviceError, click.Abort)):
+        benchmark_command.main(
+            [
+                "--quick", "--what", "network,stages", "--models", "identity", "--clip", str(clip), "--no-peak-memory",
+                "--json", str(values), "--html", str(page),
+            ],
+            standalone_mode=False,
+        )  # fmt: skip
+    told = json.loads(values.read_text())
+    assert [r["engine"] for r in told["network"]["rows"]] == ["eager"]
+    assert told["failed"].startswith("stages: ")
+    assert "Speed of deblurring" in page.read_text()
+
+
+def test_pools_are_of_the_clip_s_size(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def one(_: Model, size: tuple[int, int], *__: object, **___: object) -> list[Any]:
+        sizes.append(size)
+        return []
+
+    monkeypatch.setattr("streamdeblur.evaluation.benchmark.run.pools", one)
+    words = ["--quick", "--what", "pools", "--models", "identity", "--clip", str(clip), "--json", "-"]
+    (told,) = json.loads(run(benchmark_command, *words).stdout)["pools"]
+    assert sizes == [SIZE]
+    assert told["size"] == f"{SIZE[0]}x{SIZE[1]}"
+
+
+def test_sets_of_one_name_are_both_measured(tmp_path: Path) -> None:
+    for n, folder in enumerate(("a/val", "b/val")):
+        for side in ("blur", "sharp"):
+            (tmp_path / folder / side).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / folder / side / "0.png"), np.full((16, 16, 3), 50 * n + 9, np.uint8))
+    both = tuple(str(tmp_path / f) for f in ("a/val", "b/val"))
+    sets = understand(parse(BenchmarkOptions, {"models": ("identity",), "data": both})).sets
+    assert tuple(sets) == both
+    first, second = (next(pairs())[1].mean().item() for pairs in sets.values())
+    assert first < second
+    assert tuple(understand(parse(BenchmarkOptions, {"models": ("identity",), "data": both[:1]})).sets) == ("val",)
 
 
 def test_json_alone_on_stdout(clip: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,60 @@ def test_memory_is_that_of_a_process_of_its_own() -> None:
         network.in_child("network", ["nothing", None, [64, 48], {"engine": "eager"}, "cpu"])
 
 
+def test_memory_is_measured_of_the_row_s_tiling_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def child(what: str, arguments: list[Any], **_: object) -> dict[str, int]:
+        asked.append(arguments)
+        return {"start_bytes": 1, "peak_bytes": 3}
+
+    monkeypatch.setattr(network, "in_child", child)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ways = [Way("eager", "fp32", "fast", 2)]
+        found = network.network([SMALL], [(72, 56)], ways, CPU, 1, compare=False, budget=0, limit=4 << 30)
+    finally:
+        torch.set_num_threads(threads)
+    (row,) = found.rows
+    (name, weights, size, way, device, given), *_ = asked
+    assert (name, weights, tuple(size), device, given) == (SMALL.name, SMALL.weights, (72, 56), "cpu", 1)
+    assert (ways_words(way["tiling"]), way["batch"]) == (row.tiling, 2)
+    assert (row.peak_bytes, row.above_bytes) == (3, 2)
+
+
+def ways_words(word: str) -> str:
+    tiling = ways.parse_tiling(word)
+    return tiling if isinstance(tiling, str) else ways.tiling_words(tiling)
+
+
+def test_a_limit_does_not_count_what_other_engines_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 100 << 20
+    monkeypatch.setattr(ways, "own_memory", lambda _: taken)
+    builder = ways.Builder(SMALL, "cpu", 4 << 30, before=60 << 20)
+    alone = builder.planner(Way("eager", "fp32"))
+    taken += 300 << 20  # another engine has been built and called
+    later = builder.planner(Way("eager", "fp32"))
+    assert (alone._memory, later._memory) == ((4 << 30) + (40 << 20), (4 << 30) + (340 << 20))
+    assert ways.Builder(SMALL, "cpu").planner(Way("eager", "fp32"))._memory is None
+
+
+def test_checkpoints_of_one_variant_are_told_apart(measured: NetworkResult) -> None:
+    def pairs() -> Any:
+        yield "one", picture(24, 24), picture(24, 24) * 0.9
+
+    models = [Model(SMALL.name, "random:1"), Model(SMALL.name, "random:2")]
+    way = Way("eager", "fp32", "whole")
+    report = _report(network.network(models, [(24, 24)], [way], CPU, 1, compare=False, budget=0, memory=False))
+    report.quality = quality(models, [way], {"made": pairs}, CPU)
+    one, two = report.quality.rows
+    assert (one.weights, two.weights) == ("random:1", "random:2")
+    assert one.psnr != two.psnr
+    page = html_report(report)
+    assert sorted(map(float, re.findall(r'data-psnr="([^"]*)"', page))) == sorted([one.psnr, two.psnr])
+    assert page.count("mimo-unet-small (random:2) eager fp32") >= 1
+
+
 def test_what_a_way_loses_on_pairs() -> None:
     sharp = picture(40, 52)
     blurry = F.avg_pool2d(F.pad(sharp, (2, 2, 0, 0), mode="replicate"), (1, 5), 1)
@@ -358,18 +413,40 @@ def test_the_page_is_one_file_with_every_figure(measured: NetworkResult) -> None
 
 def test_the_plot_on_pairs_shows_models_by_their_scores(measured: NetworkResult) -> None:
     def pairs() -> Any:
-        yield "one", picture(24, 24), picture(24, 24) * 0.9
+        yield "one", picture(72, 56), picture(72, 56) * 0.9
 
     report = _report(measured)
-    report.quality = quality([SMALL], [Way("eager", "fp32", "whole"), Way("eager", "bf16")], {"made": pairs}, CPU)
+    report.quality = quality(
+        [SMALL], [Way("eager", "fp32", "whole"), Way("eager", "fp32", "48/16")], {"made": pairs}, CPU
+    )
     page = html_report(report)
     assert "PSNR on made" in page
-    assert page.count("<circle") == 4  # the reference, eager fp32 twice (two tilings), bf16
+    # the reference, eager fp32 as a whole and in tiles; bf16 in what is planned was not measured on pairs
+    points = re.findall(r'<circle[^>]*data-psnr="([^"]*)"', page)
+    exact, tiled = report.quality.rows
+    assert sorted(map(float, points)) == sorted([exact.psnr_fp32, exact.psnr, tiled.psnr])
+    assert exact.psnr != tiled.psnr
+    assert "whole" in page
+    assert "fast 48/16" in page
 
 
 def test_json_of_a_report_has_no_infinity() -> None:
     row = NetworkRow(
-        "m", "w", (4, 4), "eager", "eager", "fp32", "whole", 1, 1, 1, 1.0, 0.1, Timing(1, 1, 1, 1), psnr_fp32=math.inf
+        "m",
+        "w",
+        (4, 4),
+        "eager",
+        "eager",
+        "fp32",
+        "whole",
+        "auto",
+        1,
+        1,
+        1,
+        1.0,
+        0.1,
+        Timing(1, 1, 1, 1),
+        psnr_fp32=math.inf,
     )
     report = _report(NetworkResult([row]))
     report.values["network"] = NetworkResult([row]).as_dict()

@@ -21,14 +21,16 @@ def network(
     size: tuple[int, int],
     way: dict[str, Any],
     device_name: str,
-    limit: int | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Peak of a process that restores two frames, or twice as many as it does at once; and what it had with the engine
-    built and the frame made.
+    built and the frame made. threads: of PyTorch on the CPU.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     device = torch.device(device_name)
     image = picture(size[1], size[0]).to(device)
-    built = Builder(Model(model, weights), device_name, limit).build(Way(**way), (size[0], size[1]), device)
+    built = Builder(Model(model, weights), device_name).build(Way(**way), (size[0], size[1]), device)
     synchronise(device)
     start = peak_memory(device)
     for _ in range(2):

@@ -11,6 +11,7 @@ from pathlib import Path
 from streamdeblur.errors import UnreadableInput, UsageError
 from streamdeblur.jobs.scene import Scene
 from streamdeblur.video.opening import open_container
+from streamdeblur.video.reader import VideoReader
 from streamdeblur.video.simple import write_clip
 
 RATE = Fraction(30)
@@ -28,6 +29,12 @@ def check_clip(clip: Path | None, sizes: Sequence[tuple[int, int]]) -> None:
         return
     _check_file(clip)
     open_container(clip).close()
+
+
+def clip_size(clip: Path) -> tuple[int, int]:
+    """(width, height) of its frames. Raises UnreadableInput."""
+    with VideoReader(clip, copy_streams=False) as reader:
+        return reader.info.width, reader.info.height
 
 
 def _check_even(size: tuple[int, int]) -> None:

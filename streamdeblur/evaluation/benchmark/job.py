@@ -21,7 +21,7 @@ from streamdeblur.evaluation.benchmark.clip import with_clip
 from streamdeblur.evaluation.benchmark.network import in_child
 from streamdeblur.evaluation.benchmark.results import megabytes, number, table
 from streamdeblur.evaluation.benchmark.timing import Ratio, Timing, alternate, faster, plain, seconds, spread
-from streamdeblur.evaluation.benchmark.ways import Builder, Model, callers, tiling_words
+from streamdeblur.evaluation.benchmark.ways import SHIPPED, Builder, Model, callers, labelled, tiling_words
 from streamdeblur.frames import Frame
 from streamdeblur.jobs.process import ProcessSummary, process_video
 from streamdeblur.restore import Restorer
@@ -99,7 +99,7 @@ def job(
     with tempfile.TemporaryDirectory(prefix="streamdeblur-bench-") as name, with_clip(clip, size, frames, tell) as path:
         planes, count = _held(path)
         height, width = planes[0].spec.height, planes[0].spec.width
-        engine, _ = Builder(model, str(device)).engine(chosen.engine, chosen.precision)
+        engine, _ = Builder(model, str(device)).exactly(chosen.engine, chosen.precision)
         at_once = share(engine)
         planner = Restorer(engine=engine, tiling=chosen.tiling, memory=chosen.memory_limit)
         planner.share()
@@ -125,7 +125,7 @@ def job(
         fps = count / times["network"].median
         return JobRow(
             model.name,
-            model.weights or "shipped",
+            model.weights or SHIPPED,
             clip.name if clip is not None else "rendered",
             (width, height),
             count,
@@ -188,7 +188,7 @@ def show_jobs(rows: list[JobRow]) -> str:
     )  # fmt: skip
     cells = [
         (
-            r.model,
+            labelled(r.model, r.weights),
             f"{r.clip} {r.size[0]}x{r.size[1]}",
             str(r.frames),
             f"{r.engine} {r.precision}, {r.tiling}, {r.encoder}",

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,17 @@ from streamdeblur.evaluation.benchmark.ceiling import Product, product
 from streamdeblur.evaluation.benchmark.energy import Meter, find_meter
 from streamdeblur.evaluation.benchmark.pictures import picture, psnr_between
 from streamdeblur.evaluation.benchmark.timing import Ratio, Timing, alternate, faster, per, plain, timed
-from streamdeblur.evaluation.benchmark.ways import Builder, Built, Model, Way, tiling_words
-from streamdeblur.restore.memory import free_memory
+from streamdeblur.evaluation.benchmark.ways import (
+    SHIPPED,
+    Builder,
+    Built,
+    Model,
+    Way,
+    asked_tiling,
+    tiling_word,
+    tiling_words,
+)
+from streamdeblur.restore.memory import free_memory, own_memory
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +47,8 @@ PATIENCE = 120.0
 class NetworkRow:
     """One way on frames of one size. What could not be measured is None; ``failed`` says why nothing could.
 
-    engine, precision: what the words became. at_once: frames restored side by side; times are for one of them.
+    engine, precision, tiling: what the words became; asked_tiling: what was asked of tilings. at_once: frames restored
+    side by side; times are for one of them.
     windows: of a frame; computed: pixels computed for each one of the frame. build_s: reading and converting weights;
     ``time.first`` is the call before the measured ones. tflops: operations of the whole frame as the paper counts them,
     by the median, in 1e12 a second; ceiling_tflops: those of a matrix product in that precision, timed in turns with
@@ -54,6 +64,7 @@ class NetworkRow:
     engine: str
     precision: str
     tiling: str
+    asked_tiling: str
     batch: int
     at_once: int
     windows: int
@@ -138,13 +149,14 @@ def network(
     meter = find_meter(device)
     result = NetworkResult(meter=None if meter is None else meter.name)
     products: dict[str, Product | None] = {}
+    before = None if limit is None else own_memory(device)
     for model in models:
-        builder = Builder(model, str(device), limit)
+        builder = Builder(model, str(device), limit, before=before)
         wanted = [Way(reference.NAME)] if compare and reference.exists(model.name) else []
         for size in sizes:
             tell(f"{model.name} at {size[0]}x{size[1]}")
             rows = _one_size(builder, model, size, [*wanted, *ways], device, rounds, budget, meter, products, tell)
-            result.rows += [_with_memory(r, w, device, limit, tell) if memory else r for r, w in rows]
+            result.rows += [_with_memory(r, w, device, tell) if memory else r for r, w in rows]
     return result
 
 
@@ -187,12 +199,13 @@ def _one_size(
     for i, c in enumerate(candidates):
         row = NetworkRow(
             model=model.name,
-            weights=model.weights or "shipped",
+            weights=model.weights or SHIPPED,
             size=size,
             asked=c.way.engine,
             engine=c.built.engine if c.built else c.way.engine,
             precision=c.built.precision if c.built else c.way.precision,
             tiling=_tiling_words(c),
+            asked_tiling=asked_tiling(c.way.tiling),
             batch=c.built.tiling.batch if c.built and c.built.tiling else c.way.batch or 1,
             at_once=c.built.at_once if c.built else 1,
             windows=c.built.windows if c.built else 0,
@@ -204,6 +217,9 @@ def _one_size(
         if c.built is None:
             rows.append((row, c.way))
             continue
+        way, planned = c.way, c.built.tiling
+        if planned is not None:  # the memory of this very tiling is measured, whatever another process would plan
+            way = replace(way, tiling=tiling_word(planned), batch=planned.batch)
         t = times[str(i)]
         roof = products[_arithmetic(c.built, device)]
         changes: dict[str, Any] = {"time": t}
@@ -215,7 +231,7 @@ def _one_size(
             changes["ceiling_tflops"] = roof.flop / times[f"ceiling {roof.precision}"].median / 1e12
         if truth is not None and c.result is not None and c.result is not truth:
             changes["psnr_fp32"] = psnr_between(truth, c.result)
-        rows.append((_replaced(row, **changes), c.way))
+        rows.append((_replaced(row, **changes), way))
     return rows
 
 
@@ -286,17 +302,23 @@ def _distinct(candidates: Sequence[_Candidate]) -> list[_Candidate]:
 # --- memory, in a process of its own ---------------------------------------------------------------------------------
 
 
-def _with_memory(row: NetworkRow, way: Way, device: torch.device, limit: int | None, tell: Tell) -> NetworkRow:
+def _with_memory(row: NetworkRow, way: Way, device: torch.device, tell: Tell) -> NetworkRow:
     if row.time is None:
         return row
     tell(f"memory of {row.name} at {row.size[0]}x{row.size[1]}")
-    weights = None if row.weights == "shipped" else row.weights
     try:
-        told = in_child("network", [row.model, weights, list(row.size), asdict(way), str(device), limit])
+        told = child_memory(Model(row.model, None if row.weights == SHIPPED else row.weights), row.size, way, device)
     except StreamdeblurError as e:
         log.warning("no memory figure for %s: %s", row.name, e)
         return row
     return _replaced(row, peak_bytes=told["peak_bytes"], above_bytes=told["peak_bytes"] - told["start_bytes"])
+
+
+def child_memory(model: Model, size: tuple[int, int], way: Way, device: torch.device) -> dict[str, Any]:
+    """What ``child.network`` tells of a way, with as many threads of PyTorch as this process has. Raises
+    StreamdeblurError."""
+    threads = torch.get_num_threads()
+    return in_child("network", [model.name, model.weights, list(size), asdict(way), str(device), threads])
 
 
 def in_child(what: str, arguments: Sequence[Any], *, module: str = "child") -> dict[str, Any]:

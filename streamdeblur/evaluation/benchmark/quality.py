@@ -12,10 +12,11 @@ from torch import Tensor
 
 from streamdeblur.errors import StreamdeblurError
 from streamdeblur.evaluation.benchmark.timing import plain
-from streamdeblur.evaluation.benchmark.ways import Builder, Model, Way, parse_tiling, tiling_words
+from streamdeblur.evaluation.benchmark.ways import SHIPPED, Builder, Model, Way, asked_tiling
 from streamdeblur.evaluation.metrics import psnr
 from streamdeblur.restore import Restorer
 from streamdeblur.restore.engines import facts
+from streamdeblur.restore.memory import own_memory
 
 #: Name, blurry and sharp image of each pair: (1, 3, H, W) float32 in [0, 1].
 Pairs = Callable[[], Iterator[tuple[str, Tensor, Tensor]]]
@@ -25,10 +26,12 @@ Pairs = Callable[[], Iterator[tuple[str, Tensor, Tensor]]]
 class QualityRow:
     """One way on one set: means over its pairs in dB. lost: PSNR of fp32 minus that of this way; lost_most: of a pair.
 
-    Images are clamped to [0, 1] and not rounded. fp32 is eager, the whole frame or a tiling equal to it.
+    tiling: what was asked for, as ``asked_tiling`` names it. Images are clamped to [0, 1] and not rounded. fp32 is
+    eager, the whole frame or a tiling equal to it.
     """
 
     model: str
+    weights: str
     random: bool
     set_name: str
     pairs: int
@@ -62,12 +65,15 @@ def quality(
     sets: Mapping[str, Pairs],
     device: torch.device,
     *,
+    limit: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> QualityResult:
-    """Measure every way and model on every set. Raises what reading the pairs raises."""
+    """Measure every way and model on every set. limit: bytes that tilings are planned for, None for what is free.
+    Raises what reading the pairs raises."""
     result = QualityResult()
+    before = None if limit is None else own_memory(device)
     for model in models:
-        builder = Builder(model, str(device))
+        builder = Builder(model, str(device), limit, before=before)
         exact, _ = builder.engine("eager", "fp32")
         truth = Restorer(engine=exact, tiling="whole")
         for set_name, pairs in sets.items():
@@ -83,6 +89,7 @@ def quality(
             result.rows += [
                 QualityRow(
                     model.name,
+                    model.weights or SHIPPED,
                     model.random,
                     set_name,
                     len(f.scores),
@@ -113,15 +120,14 @@ def _restorers(builder: Builder, ways: Sequence[Way], result: QualityResult, set
     found: dict[tuple[str, str, str], _Scores] = {}
     for way in ways:
         try:
-            engine, _ = builder.engine(way.engine, way.precision)
+            restorer = builder.planner(way)
         except (StreamdeblurError, RuntimeError, ImportError) as e:
             why = (str(e).strip().splitlines() or [type(e).__name__])[0]
             result.failed.append((f"{way.engine} {way.precision} on {set_name}", why))
             continue
-        known = facts(engine)
-        tiling = parse_tiling(way.tiling)
-        words = tiling if isinstance(tiling, str) else tiling_words(tiling)
-        made = _Scores(Restorer(engine=engine, tiling=tiling), known.name, known.precision, words)
+        known = facts(restorer.engine)
+        words = asked_tiling(way.tiling)
+        made = _Scores(restorer, known.name, known.precision, words)
         found.setdefault((known.name, known.precision, words), made)
     return list(found.values())
 

@@ -11,6 +11,7 @@ from streamdeblur.evaluation.benchmark.network import NetworkRow
 from streamdeblur.evaluation.benchmark.quality import QualityRow
 from streamdeblur.evaluation.benchmark.results import NETWORK_HEADS, network_cells
 from streamdeblur.evaluation.benchmark.run import Report
+from streamdeblur.evaluation.benchmark.ways import labelled
 from streamdeblur.evaluation.charts import Point, scatter
 from streamdeblur.evaluation.page import PALETTE, STYLE
 
@@ -48,7 +49,7 @@ def _network(report: Report) -> list[str]:
     rows = report.network.rows
     for size in dict.fromkeys(r.size for r in rows):
         chosen = [r for r in rows if r.size == size]
-        models = list(dict.fromkeys(r.model for r in chosen))
+        models = list(dict.fromkeys((r.model, r.weights) for r in chosen))
         words = f"{size[0]}x{size[1]}"
         parts.append(f'<h3>{words}</h3><div class="card scroll">{_table(chosen)}</div>')
         quality = report.quality.rows if report.quality is not None else []
@@ -60,7 +61,7 @@ def _network(report: Report) -> list[str]:
                 parts.append(_figure(caption, scatter(points, blurry)))
         else:
             points = [
-                Point(f"{r.model} {r.name}", r.time.median, r.psnr_fp32, models.index(r.model) % PALETTE)
+                Point(_label(r, chosen), r.time.median, r.psnr_fp32, models.index((r.model, r.weights)) % PALETTE)
                 for r in chosen
                 if r.time is not None and r.psnr_fp32 is not None
             ]
@@ -75,19 +76,30 @@ def _figure(caption: str, drawing: str) -> str:
 
 
 def _on_pairs(
-    rows: Sequence[NetworkRow], quality: Sequence[QualityRow], models: Sequence[str]
+    rows: Sequence[NetworkRow], quality: Sequence[QualityRow], models: Sequence[tuple[str, str]]
 ) -> tuple[list[Point], float]:
+    """A point for each way whose scores are known: of the same weights, engine, precision and tiling."""
     points = []
     for r in rows:
         if r.time is None:
             continue
         for q in quality:
-            same = (q.model, q.engine, q.precision) == (r.model, r.engine, r.precision)
-            if same or (q.model == r.model and r.engine == reference.NAME):
-                score = q.psnr_fp32 if r.engine == reference.NAME else q.psnr
-                points.append(Point(f"{r.model} {r.name}", r.time.median, score, models.index(r.model) % PALETTE))
+            if (q.model, q.weights) != (r.model, r.weights):
+                continue
+            loop = r.engine == reference.NAME
+            if loop or (q.engine, q.precision, q.tiling) == (r.engine, r.precision, r.asked_tiling):
+                color = models.index((r.model, r.weights)) % PALETTE
+                points.append(Point(_label(r, rows), r.time.median, q.psnr_fp32 if loop else q.psnr, color))
                 break
     return points, quality[0].psnr_blurry
+
+
+def _label(row: NetworkRow, rows: Sequence[NetworkRow]) -> str:
+    """A way by what tells it from the others of the plot."""
+    words = [labelled(row.model, row.weights), row.name]
+    if row.engine != reference.NAME and len({r.tiling for r in rows if r.engine != reference.NAME}) > 1:
+        words.append(row.tiling)
+    return " ".join(words)
 
 
 def _table(rows: Sequence[NetworkRow]) -> str:

@@ -9,6 +9,7 @@ from streamdeblur.evaluation.benchmark.network import NetworkResult, NetworkRow
 from streamdeblur.evaluation.benchmark.quality import QualityResult
 from streamdeblur.evaluation.benchmark.timing import seconds
 from streamdeblur.evaluation.benchmark.variation import TilingResult
+from streamdeblur.evaluation.benchmark.ways import labelled
 
 #: What a table has where nothing could be measured.
 BLANK = "–"
@@ -104,7 +105,7 @@ def show_quality(result: QualityResult) -> str:
         heads,
         [
             (
-                r.model + (" (random weights)" if r.random else ""),
+                f"{r.model} (random weights)" if r.random else labelled(r.model, r.weights),
                 r.set_name,
                 str(r.pairs),
                 r.engine,
@@ -132,7 +133,8 @@ def show_tiling(result: TilingResult) -> str:
     said = f"frames of {size} by {rows[0].engine} in {rows[0].precision}; differences from the whole frame in 1/255"
     cells = [
         (
-            f"{r.model} (radius {r.radius})", r.tiling, str(r.windows), f"{r.computed:.2f}x", str(r.time),
+            f"{labelled(r.model, r.weights)}, radius {r.radius}",
+            r.tiling, str(r.windows), f"{r.computed:.2f}x", str(r.time),
             megabytes(r.peak_bytes), megabytes(r.above_bytes), f"{r.largest_fp32:.2g}", f"{r.mean_fp32:.2g}",
             f"{r.largest:.2g}", f"{r.mean:.2g}",
         )

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from streamdeblur.config import memory_bytes
-from streamdeblur.errors import StreamdeblurError
+from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError
 from streamdeblur.evaluation.benchmark.bare import ways_of
-from streamdeblur.evaluation.benchmark.clip import check_clip
+from streamdeblur.evaluation.benchmark.clip import check_clip, clip_size
 from streamdeblur.evaluation.benchmark.growth import growth, show_growth
-from streamdeblur.evaluation.benchmark.job import job, pools, show_jobs, show_pools
+from streamdeblur.evaluation.benchmark.job import JobRow, job, pools, show_jobs, show_pools
 from streamdeblur.evaluation.benchmark.machine import busy, load, machine
 from streamdeblur.evaluation.benchmark.network import NetworkResult, network
 from streamdeblur.evaluation.benchmark.options import BenchmarkOptions
 from streamdeblur.evaluation.benchmark.pairs import pairs_of
 from streamdeblur.evaluation.benchmark.quality import Pairs, QualityResult, quality
 from streamdeblur.evaluation.benchmark.results import show_network, show_quality, show_tiling
-from streamdeblur.evaluation.benchmark.stages import show_stages, stages
+from streamdeblur.evaluation.benchmark.stages import StagesResult, show_stages, stages
 from streamdeblur.evaluation.benchmark.timing import plain
-from streamdeblur.evaluation.benchmark.variation import variation
-from streamdeblur.evaluation.benchmark.ways import Model, Way, check_weights, parse_model, parse_size
+from streamdeblur.evaluation.benchmark.variation import TilingResult, variation
+from streamdeblur.evaluation.benchmark.ways import SHIPPED, Model, Way, check_weights, parse_model, parse_size
 from streamdeblur.models import registry
 from streamdeblur.restore.engines import resolve_device
+from streamdeblur.restore.tiles import MODES
 
+T = TypeVar("T")
 Tell = Callable[[str], None]
 #: Called with the name of a part and its table as soon as it is done.
 Done = Callable[[str, str], None]
@@ -42,21 +46,26 @@ _WITH_CLIPS = {"stages", "job", "pools"}
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What options ask for, their words understood. sizes: (width, height)."""
+    """What options ask for, their words understood.
+
+    sizes: (width, height). ways: of the network. single: of the parts that measure one way at a time, whose engine is
+    what jobs take unless some are named. notes: options that some part has no use for, each in a line.
+    """
 
     device: torch.device
     models: list[Model]
     sizes: list[tuple[int, int]]
-    engines: tuple[str, ...]
     ways: list[Way]
+    single: list[Way]
     sets: dict[str, Pairs]
+    notes: list[str]
 
 
 @dataclass(slots=True)
 class Report:
     """All results. texts: a table for each part; values: the same as JSON values; seconds: what each part took.
 
-    asked: what is to be measured, where that is known already.
+    asked: what is to be measured, where that is known already. failed: the part that ended all, and why.
     """
 
     created: str
@@ -71,6 +80,7 @@ class Report:
     values: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     asked: Asked | None = None
+    failed: str | None = None
 
     def as_json(self) -> str:
         """One object; what is not finite is null."""
@@ -81,6 +91,8 @@ class Report:
             "load_before": self.load_before,
             "warning": self.warning,
             "settings": self.settings,
+            "notes": self.asked.notes if self.asked is not None else [],
+            "failed": self.failed,
             "seconds": self.seconds,
         }
         return json.dumps(plain({**head, **self.values}), indent=2) + "\n"
@@ -95,13 +107,15 @@ def begin(options: BenchmarkOptions, command: str) -> Report:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     before = load()
+    settings = options.model_dump(mode="json", exclude={"html"})
+    settings["sizes"] = [f"{w}x{h}" for w, h in asked.sizes]
     return Report(
         datetime.now(UTC).isoformat(timespec="seconds"),
         command,
         machine(asked.device),
         before,
         busy(before),
-        options.model_dump(mode="json", exclude={"html"}),
+        settings,
         asked=asked,
     )
 
@@ -120,9 +134,38 @@ def understand(options: BenchmarkOptions) -> Asked:
     sizes = [parse_size(w) for w in ((_QUICK_SIZE,) if options.quick and "sizes" not in given else options.sizes)]
     engines = options.engines or (("eager", "auto") if options.quick else ())
     ways = ways_of(engines, options.precisions, options.tiles, options.batch, device)
-    sets = {Path(word).name: pairs_of(word, options.limit) for word in options.data}
-    check_clip(options.clip, [] if _WITH_CLIPS.isdisjoint(options.what) else sizes)
-    return Asked(device, models, sizes, engines, ways, sets)
+    single = ways_of(options.engines or ("auto",), options.precisions, options.tiles, options.batch, device)
+    names = [Path(os.path.abspath(word)).name for word in options.data]
+    sets = {
+        name if names.count(name) == 1 else word: pairs_of(word, options.limit)
+        for name, word in zip(names, options.data, strict=True)
+    }
+    with_clips = not _WITH_CLIPS.isdisjoint(options.what)
+    check_clip(options.clip, sizes if with_clips else [])
+    return Asked(device, models, sizes, ways, single, sets, _notes(options))
+
+
+def _notes(options: BenchmarkOptions) -> list[str]:
+    """Options that are given and that some part has no use for."""
+    notes = []
+    jobs = [p for p in options.what if p in ("job", "pools")]
+    pixels = [t for t in options.tiles if not _is_mode(t)]
+    if jobs and pixels:
+        left = [t for t in options.tiles if _is_mode(t)] or ["auto"]
+        notes.append(
+            f"{' and '.join(jobs)}: jobs take no tiles in pixels; without --tiles {','.join(pixels)}, "
+            f"measured with {','.join(left)}"
+        )
+    if options.batch and (without := [p for p in options.what if p in ("job", "pools", "tiling")]):
+        notes.append(f"{' and '.join(without)}: without --batch, which is for network and stages")
+    if "tiling" in options.what and (options.memory is not None or options.tiles != ("auto",)):
+        notes.append("tiling: has its own choice of tilings, whatever --tiles and --memory say")
+    return notes
+
+
+def _is_mode(tiles: str) -> bool:
+    """Whether jobs take that word for their tiling."""
+    return tiles == "auto" or tiles in MODES
 
 
 def require_any(report: Report) -> None:
@@ -143,21 +186,27 @@ def benchmark(
     """Measure into ``report``. tell: gets a line for every step. Raises what ``understand`` does, before that."""
     asked = report.asked or understand(options)
     device, models, sizes, ways, sets = asked.device, asked.models, asked.sizes, asked.ways, asked.sets
-    engines = asked.engines
     rounds = options.rounds or (2 if options.quick else 5)
     frames = options.frames or (6 if options.quick else 12)
-    engine, precision = (engines[0] if len(engines) == 1 else "auto"), options.precisions[0]
-    tiling = options.tiles[0]
-    settings: dict[str, Any] = {"engine": engine, "precision": precision, "threads": options.threads}
-    if tiling in ("auto", "exact", "fast", "whole"):
-        settings["tiling"] = tiling
-    if options.memory is not None:
-        settings["memory"] = options.memory
-    settings = {k: v for k, v in settings.items() if v is not None}
+    limit = None if options.memory is None else memory_bytes(options.memory)
+    clips = sizes if options.clip is None or _WITH_CLIPS.isdisjoint(options.what) else [clip_size(options.clip)]
+    jobs = list(
+        dict.fromkeys(Way(w.engine, w.precision, w.tiling if _is_mode(w.tiling) else "auto") for w in asked.single)
+    )
+    engines = list(dict.fromkeys(Way(w.engine, w.precision) for w in asked.single))
+
+    def job_settings(way: Way) -> dict[str, Any]:
+        values = {"engine": way.engine, "precision": way.precision, "tiling": way.tiling}
+        more = {"threads": options.threads, "memory": options.memory}
+        return values | {k: v for k, v in more.items() if v is not None}
 
     def part(name: str, measure: Callable[[], tuple[str, Any]]) -> None:
         begun = time.perf_counter()
-        text, values = measure()
+        try:
+            text, values = measure()
+        except BaseException as e:
+            report.failed = f"{name}: {e or type(e).__name__}"
+            raise
         report.texts[name], report.values[name] = text, values
         report.seconds[name] = round(time.perf_counter() - begun, 1)
         done(name, text)
@@ -171,54 +220,49 @@ def benchmark(
             rounds,
             compare=options.reference,
             memory=options.peak_memory,
-            limit=None if options.memory is None else memory_bytes(options.memory),
+            limit=limit,
             budget=0.0 if options.quick else 6.0,
             tell=tell,
         )
         return show_network(report.network), report.network.as_dict()
 
     def measured_quality() -> tuple[str, Any]:
-        report.quality = quality(models, ways, sets, device, tell=tell)
+        report.quality = quality(models, ways, sets, device, limit=limit, tell=tell)
         return show_quality(report.quality), report.quality.as_dict()
 
     def measured_stages() -> tuple[str, Any]:
-        found = [
-            stages(m, s, engine, precision, tiling, device, rounds, frames=frames, clip=options.clip, tell=tell)
-            for m in models
-            for s in _clip_sizes(sizes, options.clip)
-        ]
-        return show_stages(found), [f.as_dict() for f in found]
+        def one(m: Model, w: Way, s: tuple[int, int]) -> StagesResult:
+            return stages(m, s, w, device, rounds, frames=frames, clip=options.clip, limit=limit, tell=tell)
+
+        found, failed = _each(one, models, asked.single, clips)
+        return _with_failed(show_stages(found), failed), [f.as_dict() for f in found]
 
     def measured_job() -> tuple[str, Any]:
-        found = [
-            job(
-                m,
-                s,
-                settings,
-                device,
-                rounds,
-                frames=frames,
-                clip=options.clip,
-                starts=4 if options.peak_memory else 0,
-                tell=tell,
-            )
-            for m in models
-            for s in _clip_sizes(sizes, options.clip)
-        ]
-        return show_jobs(found), [f.as_dict() for f in found]
+        starts = 4 if options.peak_memory else 0
+
+        def one(m: Model, w: Way, s: tuple[int, int]) -> JobRow:
+            how = job_settings(w)
+            return job(m, s, how, device, rounds, frames=frames, clip=options.clip, starts=starts, tell=tell)
+
+        found, failed = _each(one, models, jobs, clips)
+        return _with_failed(show_jobs(found), failed), [f.as_dict() for f in found]
 
     def measured_tiling() -> tuple[str, Any]:
-        found = [variation(models, s, engine, precision, device, rounds, tell=tell) for s in sizes]
-        return "\n\n".join(map(show_tiling, found)), [f.as_dict() for f in found]
+        def one(m: Model, w: Way, s: tuple[int, int]) -> TilingResult:
+            return variation([m], s, w.engine, w.precision, device, rounds, tell=tell)
+
+        found, failed = _each(one, models, engines, sizes)
+        return _with_failed("\n\n".join(map(show_tiling, found)), failed), [f.as_dict() for f in found]
 
     def measured_pools() -> tuple[str, Any]:
-        texts, values = [], []
-        for m in models:
-            for s in _clip_sizes(sizes, options.clip):
-                rows = pools(m, s, settings, device, rounds, frames=frames, clip=options.clip, tell=tell)
-                texts.append(f"{m.name}, {s[0]}x{s[1]}\n{show_pools(rows)}")
-                values.append({"model": m.name, "size": f"{s[0]}x{s[1]}", "rows": [r.as_dict() for r in rows]})
-        return "\n\n".join(texts), values
+        def one(m: Model, w: Way, s: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+            rows = pools(m, s, job_settings(w), device, rounds, frames=frames, clip=options.clip, tell=tell)
+            size = f"{s[0]}x{s[1]}"
+            said = {"model": m.name, "weights": m.weights or SHIPPED, **asdict(w), "size": size}
+            return f"{_words(m, w, s)}\n{show_pools(rows)}", {**said, "rows": [r.as_dict() for r in rows]}
+
+        found, failed = _each(one, models, jobs, clips)
+        return _with_failed("\n\n".join(t for t, _ in found), failed), [v for _, v in found]
 
     def measured_growth() -> tuple[str, Any]:
         found = growth(lengths=(20, 60), frames=30, tell=tell) if options.quick else growth(tell=tell)
@@ -241,9 +285,35 @@ def benchmark(
     return report
 
 
-def _clip_sizes(sizes: list[tuple[int, int]], clip: Path | None) -> list[tuple[int, int]]:
-    """A clip of the caller's has its own size."""
-    return sizes if clip is None else sizes[:1]
+def _each(
+    measure: Callable[[Model, Way, tuple[int, int]], T],
+    models: Sequence[Model],
+    ways: Sequence[Way],
+    sizes: Sequence[tuple[int, int]],
+) -> tuple[list[T], list[str]]:
+    """Every model, way and size; and of those that can't be had here, a line each. Raises the first of these where
+    nothing is left."""
+    found: list[T] = []
+    failed: list[str] = []
+    first: StreamdeblurError | None = None
+    for m, w, s in itertools.product(models, ways, sizes):
+        try:
+            found.append(measure(m, w, s))
+        except (DeviceError, UsageError) as e:
+            first = first or e
+            failed.append(f"{_words(m, w, s)}: not measured: {e}")
+    if first is not None and not found:
+        raise first
+    return found, failed
+
+
+def _words(model: Model, way: Way, size: tuple[int, int]) -> str:
+    how = [w for w in (way.engine, way.precision, way.tiling) if w != "auto"]
+    return ", ".join([model.label, *([" ".join(how)] if how else []), f"{size[0]}x{size[1]}"])
+
+
+def _with_failed(text: str, failed: Sequence[str]) -> str:
+    return "\n".join([text, *failed])
 
 
 def _default_model() -> Model:

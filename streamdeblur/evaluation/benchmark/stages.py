@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from streamdeblur.errors import InputError
 from streamdeblur.evaluation.benchmark.clip import with_clip
 from streamdeblur.evaluation.benchmark.results import table
 from streamdeblur.evaluation.benchmark.timing import Timing, plain, seconds, spread, synchronise
-from streamdeblur.evaluation.benchmark.ways import Builder, Model, tiling_words
+from streamdeblur.evaluation.benchmark.ways import SHIPPED, Builder, Model, Way, tiling_words
 from streamdeblur.frames import apply_correction
 from streamdeblur.restore import Restorer
 from streamdeblur.restore.engines import facts
@@ -66,37 +66,39 @@ class StagesResult:
 def stages(
     model: Model,
     size: tuple[int, int],
-    engine: str,
-    precision: str,
-    tiling: str,
+    way: Way,
     device: torch.device,
     rounds: int,
     *,
     frames: int = 8,
     clip: Path | None = None,
+    limit: int | None = None,
     preset: str = "medium",
     tell: Callable[[str], None] = lambda _: None,
 ) -> StagesResult:
     """Measure. clip: a video of the caller's instead of a rendered one; then ``size`` is its own.
 
-    preset: of the encoder, x264 in MP4. Raises what opening the clip and building the network raise.
+    limit: bytes that the tiling is planned for, None for what is free. preset: of the encoder, x264 in MP4.
+    Raises what opening the clip and building the network raise.
     """
     with tempfile.TemporaryDirectory(prefix="streamdeblur-bench-") as name, with_clip(clip, size, frames, tell) as path:
         held = _decoded(path, frames)
         height, width = held[0].spec.height, held[0].spec.width
-        built, _ = Builder(model, str(device)).engine(engine, precision)
+        planner = Builder(model, str(device), limit).planner(way)
+        built, tiling = planner.engine, planner.plan(height, width)
+        if way.batch is not None:
+            tiling = replace(tiling, batch=way.batch)
         restorer = Restorer(engine=built, tiling=tiling)
-        restorer = Restorer(engine=built, tiling=restorer.plan(height, width))
         known = facts(built)
         result = StagesResult(
             model.name,
-            model.weights or "shipped",
+            model.weights or SHIPPED,
             clip.name if clip is not None else "rendered",
             (width, height),
             len(held),
             known.name,
             known.precision,
-            tiling_words(restorer.plan(height, width)),
+            tiling_words(tiling) + (f" x{tiling.batch}" if tiling.batch > 1 else ""),
             f"x264 {preset}",
         )
         taken: dict[str, list[float]] = {s: [] for s in STAGES}

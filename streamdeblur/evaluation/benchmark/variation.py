@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamdeblur.evaluation.benchmark.network import in_child
+from streamdeblur.evaluation.benchmark.network import child_memory
 from streamdeblur.evaluation.benchmark.pictures import picture
 from streamdeblur.evaluation.benchmark.timing import Timing, alternate, plain
-from streamdeblur.evaluation.benchmark.ways import Builder, Model, Way, tiling_words
+from streamdeblur.evaluation.benchmark.ways import SHIPPED, Builder, Model, Way, tiling_word, tiling_words
 from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.restore.engines import Engine, facts
 from streamdeblur.restore.tiles import GRID, round_up
@@ -26,6 +26,7 @@ class TilingRow:
     """largest, mean: absolute difference from the whole frame, in 1/255; each in the same precision as its whole."""
 
     model: str
+    weights: str
     radius: int
     engine: str
     precision: str
@@ -87,7 +88,7 @@ def variation(
     result = TilingResult(size)
     for model in models:
         builder = Builder(model, str(device))
-        chosen, _ = builder.engine(engine, precision)
+        chosen, _ = builder.exactly(engine, precision)
         exactly, _ = builder.engine("eager", "fp32")
         known = facts(chosen)
         found = tilings(size, chosen.receptive_radius)
@@ -101,11 +102,11 @@ def variation(
                 difference = (_call(e, t, image)() - whole[id(e)]).abs() * 255
                 differences += [float(difference.max()), float(difference.mean())]
             tell(f"{model.name}: memory of {tiling_words(t)}")
-            way = Way(engine, precision, _word(t))
-            told = in_child("network", [model.name, model.weights, list(size), asdict(way), str(device)])
+            told = child_memory(model, size, Way(engine, precision, tiling_word(t)), device)
             result.rows.append(
                 TilingRow(
                     model.name,
+                    model.weights or SHIPPED,
                     chosen.receptive_radius,
                     known.name,
                     known.precision,
@@ -119,11 +120,6 @@ def variation(
                 )
             )
     return result
-
-
-def _word(t: Tiling) -> str:
-    """What ``parse_tiling`` takes for it, and the child plans alike."""
-    return {"fast": f"{t.tile}/{t.overlap}", "exact": f"exact/{t.tile}"}.get(t.mode, t.mode)
 
 
 def _call(engine: Engine, t: Tiling, image: Tensor) -> Callable[[], Tensor]:

@@ -21,7 +21,7 @@ from streamdeblur.models.analysis import gflop
 from streamdeblur.restore import Restorer, Tiling
 from streamdeblur.restore.engines import ENGINES, facts
 from streamdeblur.restore.engines.streams import own_stream
-from streamdeblur.restore.memory import FAST_OVERLAP
+from streamdeblur.restore.memory import FAST_OVERLAP, own_memory
 from streamdeblur.restore.tiles import GRID, MODES, round_up
 
 #: Heights and what they stand for.
@@ -35,6 +35,15 @@ _TILE = re.compile(r"(\d+)(?:/(\d+))?")
 _EXACT = re.compile(r"exact/(\d+)")
 
 
+#: What rows have for weights that ship.
+SHIPPED = "shipped"
+
+
+def labelled(model: str, weights: str) -> str:
+    """A model as tables name it."""
+    return model if weights == SHIPPED else f"{model} ({weights})"
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A variant with weights. weights: a file or random:SEED, None for what ships."""
@@ -46,6 +55,11 @@ class Model:
     def random(self) -> bool:
         """Whether the weights are made up: good for times, not for quality."""
         return self.weights is not None and self.weights.startswith("random:")
+
+    @property
+    def label(self) -> str:
+        """The variant, and the weights where they are not those that ship."""
+        return labelled(self.name, self.weights or SHIPPED)
 
     def gflop(self, height: int, width: int) -> float | None:
         """1e9 operations of one frame as the paper defines the network; None for a model without one."""
@@ -153,6 +167,17 @@ def tiling_words(t: Tiling) -> str:
     return f"exact {t.tile}" if t.mode == "exact" else f"fast {t.tile}/{t.overlap}"
 
 
+def tiling_word(t: Tiling) -> str:
+    """What ``parse_tiling`` takes for it."""
+    return {"fast": f"{t.tile}/{t.overlap}", "exact": f"exact/{t.tile}"}.get(t.mode, t.mode)
+
+
+def asked_tiling(word: str) -> str:
+    """A word for a tiling as rows name it: in words where it is one tiling, as it is where it leaves a choice."""
+    tiling = parse_tiling(word)
+    return tiling if isinstance(tiling, str) else tiling_words(tiling)
+
+
 @dataclass(frozen=True, eq=False)
 class Built:
     """A restorer for one way, ready for frames of one size, and what is known of it.
@@ -190,10 +215,16 @@ def callers(count: int) -> ThreadPoolExecutor:
 
 
 class Builder:
-    """Builds ways of one model, each engine once. For one thread. memory: bytes that tilings are planned for."""
+    """Builds ways of one model, each engine once. For one thread.
 
-    def __init__(self, model: Model, device: str, memory: int | None = None) -> None:
+    memory: bytes that tilings are planned for, as if each engine were alone in the process. before: what the process
+    had taken (``own_memory``) before any engine was built in it; None is what it has now.
+    """
+
+    def __init__(self, model: Model, device: str, memory: int | None = None, *, before: int | None = None) -> None:
         self._model, self._device, self._memory = model, device, memory
+        self._before = 0 if memory is None else own_memory(torch.device(device)) if before is None else before
+        self._grown: dict[tuple[str, str], int] = {}
         self._engines: dict[tuple[str, str], tuple[Any, float]] = {}
         self._reference: tuple[reference.Reference, float] | None = None
 
@@ -201,14 +232,35 @@ class Builder:
         """The engine and the seconds it took; "auto" is what a long job gets. Raises what ``Restorer`` does."""
         found = self._engines.get((word, precision))
         if found is None:
-            begun = time.perf_counter()
+            begun, had = time.perf_counter(), self._taken()
             m = self._model
             restorer = Restorer(
                 m.name, weights=m.weights, device=self._device, precision=precision, engine=word, pixels=_LONG
             )
             found = restorer.engine, time.perf_counter() - begun
             self._engines[word, precision] = found
+            self._grown[word, precision] = max(0, self._taken() - had)
         return found
+
+    def _taken(self) -> int:
+        return 0 if self._memory is None else own_memory(torch.device(self._device))
+
+    def exactly(self, word: str, precision: str) -> tuple[Any, float]:
+        """As ``engine``; raises DeviceError also where another one runs in place of the engine that was named."""
+        found = self.engine(word, precision)
+        known = facts(found[0])
+        if word not in ("auto", known.name):
+            raise DeviceError(f"engine {word} is not to be had here", f"{known.name} ran in its place")
+        return found
+
+    def planner(self, way: Way) -> Restorer:
+        """A restorer that plans the tiling of a way, within the memory. Raises what ``exactly`` does, UsageError, and
+        DeviceError where the memory is too little for any frame."""
+        engine, _ = self.exactly(way.engine, way.precision)
+        limit = self._memory
+        if limit is not None:  # what other engines have left here does not count
+            limit += max(0, self._taken() - self._before - self._grown[way.engine, way.precision])
+        return Restorer(engine=engine, tiling=parse_tiling(way.tiling), memory=limit)
 
     def reference(self, device: torch.device) -> reference.Reference:
         """The loop of research code. Raises UsageError where the model has none."""
@@ -225,11 +277,9 @@ class Builder:
             loop = self.reference(device)
             assert self._reference is not None
             return Built(loop, device, reference.NAME, "fp32", None, 1, 1.0, self._reference[1])
-        engine, taken = self.engine(way.engine, way.precision)
+        engine, taken = self.exactly(way.engine, way.precision)
         known = facts(engine)
-        if way.engine not in ("auto", known.name):
-            raise DeviceError(f"engine {way.engine} is not to be had here", f"{known.name} ran in its place")
-        planner = Restorer(engine=engine, tiling=parse_tiling(way.tiling), memory=self._memory)
+        planner = self.planner(way)
         planner.share()
         tiling = planner.plan(height, width)
         if way.batch is not None:
