@@ -50,7 +50,7 @@ class BenchmarkOptions(BenchmarkSettings):
     models: tuple[str, ...] = Field((), description="Variants, or NAME=WEIGHTS. Default: the best that ships.")
     engines: tuple[str, ...] = Field(
         (),
-        description="Engines, or auto, in every part. Default: network all that such a device may have, the others auto.",
+        description="Engines, or auto, in every part. Default: network all of such a device, the others auto.",
     )
     precisions: tuple[str, ...] = Field(("auto",), description="auto, fp32, bf16, fp16, int8: every engine in each.")
     sizes: tuple[str, ...] = Field(("720p",), description="360p, 720p, 1080p, 4k or WIDTHxHEIGHT.")

@@ -129,7 +129,7 @@ def _pictures(r: Mapping[str, Any], dest: str) -> str:
 
 
 def _saved(tiles: Mapping[str, int] | None) -> str:
-    """Share of tiles that the network did not see (``--reuse``, ``--skip-sharp``)."""
+    """Share of tiles that were reused or left as they are (``--reuse``, ``--skip-sharp``)."""
     total = sum(tiles.values()) if tiles else 0
     return f"{(tiles['reused'] + tiles['skipped']) / total:.0%}" if tiles and total else "–"
 
