@@ -151,6 +151,8 @@ def prepare(
 
     if (config is None) == (pairs is None):
         raise UsageError("give --config or --pairs, one of the two")
+    if pairs is not None and changes:
+        raise UsageError(f"--set {changes[0]} has no meaning with --pairs", "pairs are kept as they are: leave it out")
     console = make_console()
     set_up_logging(console, debug=debug)
     with Reporter(console, quiet=quiet, unit="crops") as reporter:

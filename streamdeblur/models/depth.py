@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +19,8 @@ from streamdeblur.errors import UsageError
 from streamdeblur.models import registry
 from streamdeblur.models.checkpoint import Metadata, State
 
+#: What a variant's name ends with after its depth was changed.
+_DEPTH = re.compile(r"( with \d+ blocks)+$")
 #: The stages that are made of residual blocks.
 _STAGES = tuple(f"{side}{level}" for side in ("encoder", "decoder") for level in (1, 2, 3))
 
@@ -95,7 +98,7 @@ def _of_depth(metadata: Metadata, blocks: int, words: str) -> Metadata:
     history = "; ".join(filter(None, (str(metadata.extra.get("history", "")), words)))
     return dataclasses.replace(
         metadata,
-        variant=alike[0] if alike else f"{metadata.variant} with {blocks} blocks",
+        variant=alike[0] if alike else f"{_DEPTH.sub('', metadata.variant)} with {blocks} blocks",
         config=config,
         score=None,
         score_note="",

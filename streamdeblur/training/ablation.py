@@ -2,7 +2,8 @@
 
 A study is a folder: a run for every row (``streamdeblur.training.trainer``), beside it NAME.json with its result, and
 the tables as ablation.json, ablation.csv and ablation.md. Started again, it goes on where it was, row by row. Rows that
-the folder already has stay in its tables whatever is trained next; where steps differ, the tables say so.
+the folder already has stay in its tables whatever is trained next; where steps differ, or the ways to them, the tables
+say so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from streamdeblur.training.networks import architecture
 from streamdeblur.training.outcome import Observer
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.run import run_training
+from streamdeblur.training.state import has_state
 from streamdeblur.training.validation import Scores, score_weights
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,8 @@ class RowResult:
     """A trained row. psnr: mean over the validation sets (dB, 8 bit), of the averaged weights of the last step.
 
     gain: over the blurred input. parameters: of the network as trained. steps: that it was trained for, all calls
-    together. seconds: of training. minutes: the limit that it had, 0 for none.
+    together. seconds: of training. minutes: the limit that it had, 0 for none. schedules: lengths (steps or epochs) of
+    the schedule of the learning rate that it went through, one after another; more than one where it was extended.
     """
 
     row: Row
@@ -111,10 +114,15 @@ class RowResult:
     steps: int
     seconds: float
     minutes: float = 0.0
+    schedules: tuple[int, ...] = ()
+
+    def same_budget(self, other: RowResult) -> bool:
+        """The same steps, or the same minutes, in which steps differ by design."""
+        return self.steps == other.steps or 0 < self.minutes == other.minutes
 
     def comparable(self, other: RowResult) -> bool:
-        """Whether both had one budget: the same steps, or the same minutes, in which steps differ by design."""
-        return self.steps == other.steps or 0 < self.minutes == other.minutes
+        """Whether both had one budget and went through it alike: extending a row warms it up again."""
+        return self.same_budget(other) and self.schedules == other.schedules
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,8 @@ class Results:
     def of(self, table: Table) -> list[dict[str, Any]]:
         """The rows of a table, plain. ``against``: dB to the table's full network, ours and the paper's.
 
-        Ours is None beside a full network of another budget: more training would pass for a better network.
+        Ours is None beside a full network of another budget, or extended otherwise: training would pass for a better
+        network.
         """
         rows = [r for r in self.rows if table in r.row.tables]
         full = next((r for r in rows if r.row.name == "full"), None)
@@ -174,10 +183,22 @@ class Results:
 
     @property
     def warning(self) -> str:
-        """One line where rows of a table had different budgets, else ""."""
-        uneven = any(not a.comparable(b) for a in self.rows for b in self.rows if set(a.row.tables) & set(b.row.tables))
-        if not uneven:
+        """One line where rows of a table had different budgets, or were extended otherwise, else ""."""
+        beside = [(a, b) for a in self.rows for b in self.rows if set(a.row.tables) & set(b.row.tables)]
+        if all(a.comparable(b) for a, b in beside):
             return ""
+        if all(a.same_budget(b) for a, b in beside):
+            by_schedules: dict[tuple[int, ...], list[str]] = {}
+            for r in self.rows:
+                by_schedules.setdefault(r.schedules, []).append(r.row.name)
+            ways = "; ".join(
+                f"{', '.join(names)}: {', then '.join(map(str, lengths))}"
+                for lengths, names in sorted(by_schedules.items())
+            )
+            return (
+                f"rows went through different schedules ({ways}) and don't compare; train all for the same --steps in "
+                "a new folder"
+            )
         by_steps: dict[int, list[str]] = {}
         for r in self.rows:
             by_steps.setdefault(r.steps, []).append(r.row.name)
@@ -270,7 +291,8 @@ def run_study(
             found.pop(row.name, None)  # its file says "under way" from here on
             spent = float(kept.get("seconds", 0.0)) if kept else 0.0
             left = max(1e-6, study.minutes - spent / 60) if study.minutes else None
-            asked = {"recipe": json.loads(recipe.to_json()), "minutes": study.minutes}
+            schedules = _schedules(kept, folder / row.name, recipe)
+            asked = {"recipe": json.loads(recipe.to_json()), "minutes": study.minutes, "schedules": schedules}
             _keep(folder, row, {**asked, "seconds": spent})
             outcome = run_training(
                 recipe,
@@ -297,6 +319,7 @@ def run_study(
                 steps=outcome.step,
                 seconds=spent,
                 minutes=study.minutes,
+                schedules=schedules,
             )
             values = {k: v for k, v in dataclasses.asdict(result).items() if k != "row"}
             _keep(folder, row, {**values, **asked})
@@ -347,7 +370,31 @@ def _differing(before: Any, now: Mapping[str, Any], free: Sequence[str] = ()) ->
 
 
 def _result(kept: Mapping[str, Any], row: Row) -> RowResult:
-    return RowResult(row, **{f.name: kept[f.name] for f in dataclasses.fields(RowResult) if f.name in kept})
+    values = {f.name: kept[f.name] for f in dataclasses.fields(RowResult) if f.name in kept}
+    return RowResult(row, **{**values, "schedules": _went_through(kept)})
+
+
+def _schedules(kept: Mapping[str, Any] | None, run: Path, recipe: Recipe) -> tuple[int, ...]:
+    """``RowResult.schedules`` of a row once it is trained by ``recipe``: on top of those of the state that is there."""
+    before = _went_through(kept or {}) if has_state(run / "last") else ()
+    length = _length(json.loads(recipe.to_json()))
+    done = bool(recipe.steps) and (kept or {}).get("steps", 0) >= recipe.steps  # then nothing is trained
+    return before if before and (done or before[-1] == length) else (*before, length)
+
+
+def _went_through(kept: Mapping[str, Any]) -> tuple[int, ...]:
+    if "schedules" in kept:
+        return tuple(kept["schedules"])
+    recipe = kept.get("recipe")  # it was written before they were
+    return (_length(recipe),) if isinstance(recipe, dict) else ()
+
+
+def _length(recipe: Mapping[str, Any]) -> int:
+    """That the learning rate depends on, in steps or epochs; 0 where it does not."""
+    schedule = recipe["schedule"]
+    if schedule["kind"] in ("constant", "step"):
+        return 0
+    return int(schedule["total"] or recipe["epochs"] or recipe["steps"])
 
 
 def _count(config: MIMOUNetConfig) -> int:

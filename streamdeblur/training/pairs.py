@@ -1,6 +1,7 @@
 """Pairs of a blurred and a sharp picture on disk, in the layouts that published sets have.
 
-    plain         ROOT/blur/NAME, ROOT/sharp/NAME        also flattened GoPro: ROOT/train|test/{blur,sharp}/NAME; HIDE
+    plain         ROOT/blur/NAME, ROOT/sharp/NAME        also flattened GoPro: ROOT/train|test/{blur,sharp}/NAME; HIDE.
+                  NAME may lie in folders there, the same ones on both sides
     gopro         ROOT/train|test/SEQUENCE/{blur,sharp}/NAME; gopro_gamma takes blur_gamma instead of blur
     realblur_j    ROOT/RealBlur_J_train|test_list.txt, a line each: sharp, blurred, relative to ROOT; realblur_r alike
     reds          ROOT/train|val/train|val_blur|sharp/CLIP/NAME
@@ -165,8 +166,11 @@ def _holds_pairs(folder: Path) -> bool:
 
 def _folders(folder: Path) -> list[Path]:
     """Folders that can be sequences or clips: no splits, and none that file managers and archives leave behind."""
-    found = (p for p in folder.iterdir() if not p.name.startswith(_FOREIGN) and p.name not in _PARTS)
-    return sorted(p for p in found if p.is_dir())
+    return [p for p in _own_folders(folder) if p.name not in _PARTS]
+
+
+def _own_folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(_FOREIGN) and p.is_dir())
 
 
 def _no_split(root: Path, split: Split, parts: Iterable[str]) -> InputError:
@@ -226,29 +230,44 @@ def _reds(root: Path, split: Split) -> list[Pair]:
 def _realblur(root: Path, split: Split, letter: str) -> list[Pair]:
     listing = root / f"RealBlur_{letter}_{split}_list.txt"
     try:
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise UnreadableInput(
             f"list {listing} can't be read", "it comes with the set; put it beside its folders"
         ) from e
-    found = []
+    found: dict[tuple[str, str], Pair] = {}  # a pair that is listed twice counts once
     for number, line in enumerate(lines, 1):
-        columns = line.split()
-        if not columns:
+        text = line.strip().replace("\\", "/")  # lists made on Windows
+        if not text or text.startswith("#"):
             continue
-        if len(columns) < 2:
-            raise InputError(f"{listing} line {number} names one picture", "a line is: sharp blurred")
-        sharp, blur = root / columns[0], root / columns[1]
+        columns = _two_paths(root, text)
+        if columns is None:
+            raise InputError(
+                f"{listing} line {number} was not understood: {text!r}",
+                "a line is two paths of pictures that are there: sharp blurred",
+            )
+        sharp, blur = (root / column for column in columns)
         for path in (blur, sharp):
             if not path.is_file():
                 raise InputError(f"{listing} line {number} names {path}, which is not there", "complete the set")
         scene = next((p for p in Path(columns[1]).parts if p.startswith("scene")), Path(columns[1]).parent.name)
-        found.append(Pair(f"{scene}/{_key(blur)}", blur, sharp))
-    return found
+        found[columns] = Pair(f"{scene}/{_key(blur)}", blur, sharp)
+    return list(found.values())
+
+
+def _two_paths(root: Path, text: str) -> tuple[str, str] | None:
+    """The two columns of a line; where names have spaces, those that are files below ``root``, else None."""
+    gaps = list(re.finditer(r"\s+", text))
+    splits = [(text[: gap.start()], text[gap.end() :]) for gap in gaps]
+    if len(splits) == 1:
+        return splits[0]
+    columns = text.split()
+    splits += [(columns[0], columns[1])] if splits else []  # further columns are left out
+    return next((split for split in splits if all((root / path).is_file() for path in split)), None)
 
 
 def _match(blur: Path, sharp: Path, prefix: str) -> list[Pair]:
-    """Pictures of the same name in two folders."""
+    """Pictures of the same path in two folders, however deep."""
     if not blur.is_dir() and not sharp.is_dir():
         raise _NeitherSide(f"neither {blur} nor {sharp} is a folder", "check the folder, the layout and the split")
     for folder, other in ((blur, sharp), (sharp, blur)):
@@ -264,12 +283,19 @@ def _match(blur: Path, sharp: Path, prefix: str) -> list[Pair]:
     return [Pair(f"{prefix}{stem}", blurred[stem], clean[stem]) for stem in sorted(blurred)]
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, prefix: str = "") -> dict[str, Path]:
+    """The pictures of a folder, and of those inside it, by ``prefix`` and their paths in it without a suffix."""
     found: dict[str, Path] = {}
     for path in _pictures(folder.iterdir()):
-        if path.stem in found:
-            raise InputError(f"{folder} holds {found[path.stem].name} and {path.name}", "names must be unique")
-        found[path.stem] = path
+        stem = f"{prefix}{path.stem}"
+        if stem in found:
+            raise InputError(f"{folder} holds {found[stem].name} and {path.name}", "names must be unique")
+        found[stem] = path
+    for inner in _own_folders(folder):
+        nested = _by_stem(inner, f"{prefix}{inner.name}/")
+        if nested and inner.name in _PARTS:  # its pairs would be those of the other split, too
+            raise InputError(f"{inner} is a split inside one side", "put blur/ and sharp/ into each split's folder")
+        found |= nested
     return found
 
 

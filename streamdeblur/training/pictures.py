@@ -23,7 +23,10 @@ _BARE = frozenset((*range(0xD0, 0xD9), 0x01))
 
 
 def read_picture(path: Path, hint: str = "replace it or take it out of the folder") -> Picture:
-    """(H, W, 3) uint8 R'G'B' of a picture file, upright. Raises UnreadableInput. Threads may call it at once."""
+    """(H, W, 3) uint8 R'G'B' of a picture file, upright; 16 bits are rounded to 8.
+
+    Raises UnreadableInput. Threads may call it at once.
+    """
     try:
         data = path.read_bytes()
     except OSError as e:
@@ -32,7 +35,12 @@ def read_picture(path: Path, hint: str = "replace it or take it out of the folde
     damage = found_damage(data)
     if damage:
         raise UnreadableInput(f"picture {path} {damage}", hint)
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    encoded = np.frombuffer(data, np.uint8)
+    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if picture is not None and picture.dtype == np.uint16:  # OpenCV itself rounds those of TIFF and truncates others
+        picture = ((picture.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    elif picture is not None and picture.dtype != np.uint8:
+        picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
     if picture is None:
         raise UnreadableInput(f"picture {path} can't be decoded", hint)
     return np.ascontiguousarray(picture[..., ::-1])

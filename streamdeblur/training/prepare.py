@@ -98,18 +98,22 @@ def prepare_crops(
 def prepare_pairs(
     pairs: Path, folder: Path, *, overwrite: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> Prepared:
-    """Whole pairs, losslessly, as one shard: a validation set for machines that have no files."""
-    target = folder / f"{pairs.name}-00000{SUFFIX}"
+    """Whole pairs, losslessly, as one shard: a validation set for machines that have no files.
+
+    The shard has the name of the folder ``pairs``, also where that is given as ``.`` or ``..``.
+    """
+    name = Path(os.path.abspath(pairs)).name  # not resolved: a link's own name is the one that was chosen
+    target = folder / f"{name}-00000{SUFFIX}"
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists", "--overwrite replaces it")
     found = find_pairs(pairs, split="test")
     about = {"content": WHOLE_IMAGES}
-    with ShardWriter(folder, pairs.name, quality=0, part_mib=2**20, about=about) as writer:
+    with ShardWriter(folder, name, quality=0, part_mib=2**20, about=about) as writer:
         for done, pair in enumerate(found, start=1):
             writer.add(*read_pair(pair), pair.name)
             if progress is not None:
                 progress(done, len(found))
-    return _result(writer.written, {pairs.name: len(found)})
+    return _result(writer.written, {name: len(found)})
 
 
 def _as_it_is(item: Any) -> Any:

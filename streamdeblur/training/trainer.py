@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from streamdeblur import heap
@@ -40,7 +39,7 @@ from streamdeblur.training.optimizers import make_optimizer
 from streamdeblur.training.outcome import Observer, Outcome, Progress
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.schedule import rate_factor
-from streamdeblur.training.state import has_state, load_state, make_folder, save_state
+from streamdeblur.training.state import has_state, load_state, make_folder, save_state, write_tensors
 from streamdeblur.training.stopping import Stop, World
 from streamdeblur.training.teacher import Teacher
 from streamdeblur.training.validation import Pairs, Scores, validate
@@ -106,7 +105,7 @@ class Trainer:
         self.best: float | None = None
         self._reliable = False  # whether the best is more than a preview
         self._history: list[str] = []  # what was otherwise in earlier sessions of the run
-        self._validated: int | None = None  # the step of the last validation
+        self._validated: int | None = None  # the step of the last validation, or of the last try (``_try_validation``)
         self._warm_from: int | None = None
         if begun:
             self._resume()
@@ -333,11 +332,12 @@ class Trainer:
         meter = Meter()
         pending: _Done | None = None
         with Stop(max_minutes, asked) as stop, contextlib.closing(Ahead(self._feed())) as feed:
-            if self.step >= r.steps and self._validation and self._validated != self.step:
-                scores = self._validate(stop)  # was stopped after its last step
-                stopped = stop.reason(world)
-                self.save()
-            while self.step < r.steps:
+            if self.step and self._due() and self._validated != self.step:
+                with meter.paused():
+                    scores = self._try_validation(stop)  # a stop came before it, or cut it short
+                    stopped = stop.reason(world)
+                    self.save()
+            while self.step < r.steps and not stopped:
                 waited = time.monotonic()
                 try:
                     blur, sharp = next(feed)
@@ -368,24 +368,17 @@ class Trainer:
                 # Several processes must agree; on GPUs that would wait for the step in hand every time.
                 ask = world.size == 1 or world.device.type == "cpu" or self.step % 10 == 0
                 stopped = stop.reason(world) if ask else ""
-                due = self.step % r.validation.every == 0 or self.step == r.steps
-                if self._validation and due and not stopped:
+                if self._due() and not stopped:
                     self._check(pending)
                     pending = None
                     with meter.paused():
-                        try:
-                            scores = self._validate(stop) or scores
-                        except (StreamdeblurError, OSError):
-                            self._keep(before)
-                            raise
+                        scores = self._try_validation(stop) or scores
                     stopped = stop.reason(world)
                 if self.step % r.state.every == 0 or self.step == r.steps or stopped:
                     self._check(pending)
                     pending = None
                     with meter.paused():
                         self.save()
-                if stopped:
-                    break
         finished = self.step >= r.steps and (not self._validation or self._validated == self.step)
         return Outcome(self.step, finished, stopped, scores, self.best, self.folder, time.monotonic() - started)
 
@@ -421,7 +414,7 @@ class Trainer:
         if self._teacher is None:
             del batch["target"]
         with contextlib.suppress(OSError, SafetensorError):
-            save_file(batch, path, {"step": str(self.step), **{k: str(v) for k, v in values.items()}})
+            write_tensors(batch, path, {"step": str(self.step), **{k: str(v) for k, v in values.items()}})
         kept = "the state before it is kept" if has_state(self.folder / "last") else "no state was saved before it"
         raise TrainingError(
             f"the {wrong[0][0]} became {wrong[0][1]} at step {self.step}; its batch is in {path}",
@@ -448,6 +441,21 @@ class Trainer:
             )
             for observer in self._observers:
                 observer.on_progress(progress)
+
+    def _due(self) -> bool:
+        """Whether there is a validation after step ``self.step``; the same on every process."""
+        last = self.step >= self.recipe.steps
+        return bool(self._validation) and (last or self.step % self.recipe.validation.every == 0)
+
+    def _try_validation(self, stop: Stop) -> Scores | None:
+        """``_validate``; where it fails the state is kept, and a resume goes on to the next one, if there is one."""
+        try:
+            return self._validate(stop)
+        except (StreamdeblurError, OSError):
+            if self.step < self.recipe.steps:
+                self._validated = self.step
+            self.save()
+            raise
 
     def _validate(self, stop: Stop) -> Scores | None:
         """On the main process; None on the others, or where a signal cut it short. The others wait in what follows."""

@@ -229,6 +229,17 @@ def test_two_processes_are_one_with_twice_the_batch(place: Path, taught: bool) -
     assert [x["step"] for x in read_log(place / "halves") if "loss" in x] == list(range(1, 13))
 
 
+def test_two_processes_make_up_for_a_validation_that_a_stop_came_before(place: Path) -> None:
+    more = ("--set", "steps=2", "--set", "validation.every=1")
+    stopped = torchrun(place, "run", "--max-minutes", "1e-9", *more)
+    assert stopped.returncode == 0, stopped.stderr
+    assert [x["step"] for x in read_log(place / "run") if "validation" in x] == []
+    again = torchrun(place, "run", *more)
+    assert again.returncode == 0, again.stderr
+    log = [(x["step"], "validation" in x) for x in read_log(place / "run")]
+    assert log == [(1, False), (1, True), (2, False), (2, True)]
+
+
 def tensors_at_start(place: Path) -> dict[str, torch.Tensor]:
     from streamdeblur.training.config import load
     from streamdeblur.training.networks import initial_network
@@ -282,8 +293,13 @@ runpy.run_module("streamdeblur.training.bare", run_name="__main__")
 
 
 def test_a_bare_machine_gives_the_same_run(place: Path) -> None:
-    done = run("prepare", "--pairs", "pairs", "-o", "whole", cwd=place)
+    done = run("prepare", "--pairs", ".", "-o", "../whole", cwd=place / "pairs")
     assert done.returncode == 0, done.stderr
+    refused = run("prepare", "--pairs", "pairs", "-o", "other", "--set", "count=1", cwd=place)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: --set count=1 has no meaning with --pairs; pairs are kept as they are: leave it out\n"
+    )
     assert train(place, "teacher", "--set", "seed=5", "--set", "steps=4").returncode == 0
     more = (
         *("--set", "validation.sets=[{name: blocks, path: whole/pairs-00000.shard}]"),

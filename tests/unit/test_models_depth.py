@@ -89,6 +89,14 @@ def test_what_a_shorter_one_says_of_itself(tmp_path: Path) -> None:
     }
 
 
+def test_another_depth_of_a_depth_of_its_own_is_said_once(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "net.safetensors", MIMOUNetConfig(width=4, blocks=2))
+    save_checkpoint(tmp_path / "three.safetensors", *deepen_checkpoint(path, 3))
+    deeper = deepen_checkpoint(tmp_path / "three.safetensors", 5)[1]
+    shorter = shorten_checkpoint(tmp_path / "three.safetensors", [1])[1]
+    assert [deeper.variant, shorter.variant] == ["mimo-unet-small with 5 blocks", "mimo-unet-small with 1 blocks"]
+
+
 @pytest.mark.parametrize("keep", [[], [0, 1], [2, 1], [1, 1], [1, 4]])
 def test_blocks_that_there_are_not_are_refused(keep: list[int], tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "net.safetensors", MIMOUNetConfig(width=4, blocks=3))

@@ -125,10 +125,11 @@ def test_light_is_averaged_and_not_code() -> None:
     assert half == {"srgb": 188, "gamma": 186, "none": 128}
 
 
-def test_counts_are_odd_where_there_is_an_odd_number() -> None:
+def test_counts_are_odd() -> None:
     drawn = {draw_count(rng(s), 6, 12) for s in range(200)}
     assert drawn == {7, 9, 11}
-    assert draw_count(rng(), 8, 8) == 8
+    with pytest.raises(UsageError, match="frames 8 is an even number, without a middle frame; give 7 or 9"):
+        draw_count(rng(), 8, 8)
     for low, high in ((0, 3), (9, 7)):
         with pytest.raises(UsageError, match=f"frames {low}-{high}"):
             draw_count(rng(), low, high)
@@ -424,6 +425,15 @@ def test_cuts_and_blurred_frames_are_no_truths() -> None:
     assert 5 not in usable
     assert not {0, 11, 12, 23} & set(usable)
     assert {2, 3, 8, 9, 15, 16, 20} <= set(usable)
+
+
+def test_sharpness_is_compared_within_a_shot_alone() -> None:
+    soft, crisp = leaves(108, 192, 1, sigma=3), 255 - leaves(108, 192, 2) // 2
+    frames = [moved(soft, k, 0) for k in range(8)] + [moved(crisp, k, 0) for k in range(8)]
+    frames[3] = cv2.blur(frames[3], (15, 1))
+    measures = [flow.measure(f) for f in frames]
+    assert measures[6].sharpness < 0.5 * measures[9].sharpness
+    assert flow.usable_centers(measures) == [1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14]
 
 
 def test_cuts_are_the_same_of_a_part_and_look_near_it_only() -> None:

@@ -142,6 +142,16 @@ def test_exposures_do_not_go_on_beyond_a_cut(tmp_path: Path) -> None:
     assert {bool(m[0] > 0) for m in means} == {True, False}
 
 
+@pytest.mark.parametrize("count", [7, 8, 9, 10])
+def test_the_truth_is_the_middle_of_the_exposure_in_short_sequences_too(tmp_path: Path, count: int) -> None:
+    for k in range(count):  # brighter by the same step from frame to frame: the mean of an exposure is its middle
+        write(tmp_path / f"{k:03d}.png", np.full((64, 64, 3), 100 + 4 * k, np.uint8))
+    source = open_source("highspeed", tmp_path, identity=0.0, frames=(7, 15), responses={"none": 1})
+    for seed in range(12):
+        blur, sharp = source.sample(np.random.default_rng(seed), 32)
+        assert np.array_equal(blur, sharp)
+
+
 def test_sequences_of_cuts_only_are_refused(tmp_path: Path) -> None:
     two_shots(tmp_path, 4)
     source = open_source("highspeed", tmp_path, identity=0.0, frames=(7, 7))
@@ -372,7 +382,9 @@ def test_photographs_smaller_than_a_crop_are_refused(data: Path) -> None:
         ("highspeed", {"frames": 7}, "frames 7 is no range"),
         ("footage", {"shutter": (0.5, 3.0)}, "shutter"),
         ("highspeed", {"frames": (9, 7)}, "frames 9-7"),
+        ("highspeed", {"frames": [8, 8]}, "frames 8 is an even number, without a middle frame; give 7 or 9"),
         ("highspeed", {"frames": (99, 101)}, "no sequence of 99 frames"),
+        ("highspeed", {"frames": (98, 101)}, "no sequence of 99 frames"),
         ("stills", {"identity": 1.5}, "identity"),
         ("nothing", {}, "source 'nothing' is unknown; use pairs, highspeed"),
     ],
@@ -423,6 +435,9 @@ def test_options_refuse_what_is_no_range() -> None:
     ):
         with pytest.raises(ValueError, match="MIN-MAX"):
             SynthesizeOptions(**bad)  # type: ignore[arg-type]
+    for even in ("8", "8-8"):
+        with pytest.raises(ValueError, match="is an even number, without a middle frame: give 7 or 9"):
+            SynthesizeOptions(frames=even)
 
 
 def test_the_sheet_shows_both_sides_at_their_size() -> None:

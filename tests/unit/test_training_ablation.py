@@ -262,6 +262,23 @@ def test_rows_that_are_done_stay_in_the_tables_and_other_steps_are_marked(place:
     assert "steps" not in (place / "s" / "ablation.md").read_text()
 
 
+def test_a_row_that_was_extended_does_not_compare_with_one_that_was_not(place: Path) -> None:
+    command("--row", "full", "-q")
+    command("--row", "full", "--steps", "5", "-q")
+    kept = json.loads((place / "s" / "full.json").read_text())
+    assert kept["schedules"] == [3, 5]
+    fresh = command("--row", "aff", "--steps", "5", "-q")
+    for text in (fresh.stderr, (place / "s" / "ablation.md").read_text()):
+        assert "rows went through different schedules (full: 3, then 5; aff: 5) and don't compare" in text
+    rows = json.loads((place / "s" / "ablation.json").read_text())["table_4"]
+    assert [(r["row"], r["steps"], r["against"]) for r in rows] == [("aff", 5, None), ("full", 5, 0)]
+    command("--row", "full", "--steps", "5", "-q")  # again, and nothing is trained
+    assert json.loads((place / "s" / "full.json").read_text()) == kept
+    command("--row", "mosd", "-q", "--set", "schedule.kind=constant", "-o", "c")
+    command("--row", "mosd", "-q", "--set", "schedule.kind=constant", "-o", "c", "--steps", "5")
+    assert json.loads((place / "c" / "mosd.json").read_text())["schedules"] == [0]  # as if it had not been stopped
+
+
 def test_rows_of_another_recipe_are_left_out_with_a_word(place: Path) -> None:
     command("--row", "aff", "-q")
     done = command("--row", "full", "--set", "optimizer.lr=2e-3", "-q")

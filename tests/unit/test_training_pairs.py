@@ -52,6 +52,28 @@ def test_plain_folders_serve_both_splits(tmp_path: Path) -> None:
         assert [reds(p) for p in found] == [(1, 101), (2, 102)]
 
 
+def test_pictures_in_folders_inside_the_sides_are_pairs_too(tmp_path: Path) -> None:
+    both(tmp_path, "b.png", 1)
+    for scene, value in (("close-ups", 2), ("long/shot", 3)):
+        both(tmp_path, f"{scene}/b.png", value)
+    put(tmp_path / "blur" / ".thumbnails" / "b.png")
+    put(tmp_path / "sharp" / "@eaDir" / "b.png")
+    for layout in ("auto", "hide"):
+        found = find_pairs(tmp_path, layout=layout, split="test")
+        assert names(found) == ["b", "close-ups/b", "long/shot/b"]
+        assert [reds(p) for p in found] == [(1, 101), (2, 102), (3, 103)]
+    put(tmp_path / "sharp" / "long" / "c.png")
+    with pytest.raises(InputError, match=r"sharp.long.c\.png has no partner in .*blur;"):
+        find_pairs(tmp_path)
+
+
+def test_a_split_inside_a_side_is_refused(tmp_path: Path) -> None:
+    both(tmp_path, "a.png")
+    both(tmp_path, "test/b.png")
+    with pytest.raises(InputError, match=r"blur.test is a split inside one side; put blur/ and sharp/ into"):
+        find_pairs(tmp_path)
+
+
 def test_suffixes_of_the_two_sides_may_differ(tmp_path: Path) -> None:
     put(tmp_path / "blur" / "a.png", 5)
     put(tmp_path / "sharp" / "a.bmp", 6)
@@ -102,6 +124,26 @@ def test_realblur_with_a_picture_missing_names_the_line(tmp_path: Path) -> None:
     put(tmp_path / "s" / "gt" / "gt_1.png")
     (tmp_path / "RealBlur_J_train_list.txt").write_text("s/gt/gt_1.png s/blur/blur_1.png\n")
     with pytest.raises(InputError, match=r"line 1 names .*blur_1\.png, which is not there"):
+        find_pairs(tmp_path)
+
+
+def test_realblur_lists_as_editors_and_windows_leave_them(tmp_path: Path) -> None:
+    for name in ("s/gt/gt_1.png", "s/blur/blur_1.png", "my set/gt/gt 2.png", "my set/blur/blur 2.png"):
+        put(tmp_path / name)
+    text = (
+        "s\\gt\\gt_1.png s\\blur\\blur_1.png\r\n\r\n  \n# a remark\ns/gt/gt_1.png\ts/blur/blur_1.png\n"
+        "my set/gt/gt 2.png my set/blur/blur 2.png\ns/gt/gt_1.png s/blur/blur_1.png 24.5\n"
+    )
+    (tmp_path / "RealBlur_J_train_list.txt").write_text(text, encoding="utf-8-sig", newline="")
+    assert names(find_pairs(tmp_path)) == ["blur/1", "blur/blur 2"]
+
+
+@pytest.mark.parametrize("line", ["s/gt/gt_1.png", "s gt 1.png s blur 1.png"])
+def test_a_realblur_line_that_is_not_understood_is_shown(tmp_path: Path, line: str) -> None:
+    put(tmp_path / "s" / "gt" / "gt_1.png")
+    put(tmp_path / "s" / "blur" / "blur_1.png")
+    (tmp_path / "RealBlur_J_train_list.txt").write_text(f"# first\n{line}\n")
+    with pytest.raises(InputError, match=f"line 2 was not understood: '{line}'; a line is two paths"):
         find_pairs(tmp_path)
 
 

@@ -34,6 +34,16 @@ def test_a_lossless_picture_is_read_as_it_is(tmp_path: Path, suffix: str) -> Non
     assert np.array_equal(read_picture(path), RGB)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".ppm"])
+def test_16_bits_are_rounded(tmp_path: Path, suffix: str) -> None:
+    codes = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    done, data = cv2.imencode(suffix, np.dstack([codes, codes[::-1], codes.T]))
+    assert done
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data.tobytes())
+    assert np.array_equal(read_picture(path), np.rint(np.dstack([codes.T, codes[::-1], codes]) / 257))
+
+
 @pytest.mark.parametrize("flags", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 2)])
 def test_whole_jpegs_pass_and_cut_ones_do_not(tmp_path: Path, flags: tuple[int, ...]) -> None:
     for whole in (encoded(".jpg", *flags), thumbnailed(encoded(".jpg", *flags)), encoded(".jpg", *flags) + b"\0" * 9):

@@ -352,6 +352,37 @@ def test_a_signal_cuts_a_validation_short_and_the_last_one_is_made_up_for(shards
     assert load_state(tmp_path / "last")[1]["best"] == second.best
 
 
+def test_a_validation_that_a_stop_came_before_is_made_up_for_first(shards: Path, tmp_path: Path) -> None:
+    r = recipe(shards, validation=Validation(every=2))
+    sets = [("set", some_pairs())]
+    whole, first, second = Watch(), Watch(4, lambda: os.kill(os.getpid(), signal.SIGTERM)), Watch()
+    run(r, tmp_path / "whole", validation=sets, observers=[whole])
+    assert run(r, tmp_path / "halves", validation=sets, observers=[first]).stopped == "SIGTERM"
+    assert [s for s, _ in first.scores] == [2]
+    stopped = run(r, tmp_path / "halves", validation=sets, observers=[second], max_minutes=1e-9)
+    assert (stopped.step, stopped.finished, stopped.stopped) == (4, False, "the time is up")
+    assert run(r, tmp_path / "halves", validation=sets, observers=[second]).finished
+    assert [s for s, _ in second.scores] == [4, 6, 8]  # once, whoever stops then
+    assert [s.score for _, s in (*first.scores, *second.scores)] == [s.score for _, s in whole.scores]
+    assert_equal(state(tmp_path / "whole"), state(tmp_path / "halves"))
+    bests = [load_checkpoint(tmp_path / name / "best.safetensors") for name in ("whole", "halves")]
+    assert bests[0][1] == bests[1][1]
+    assert_equal(bests[0][0], bests[1][0])
+
+
+def test_a_validation_cut_short_on_the_way_is_made_up_for(shards: Path, tmp_path: Path) -> None:
+    def pairs() -> Iterator[Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from some_pairs()()
+
+    r = recipe(shards, validation=Validation(every=3), steps=4)
+    first = run(r, tmp_path, validation=[("set", pairs)])
+    assert (first.step, first.finished, first.stopped, first.best) == (3, False, "SIGTERM", None)
+    watch = Watch()
+    assert run(r, tmp_path, validation=[("set", some_pairs())], observers=[watch]).finished
+    assert [s for s, _ in watch.scores] == [3, 4]
+
+
 def test_nan_stops_with_the_batch_and_keeps_the_state(shards: Path, tmp_path: Path) -> None:
     r = recipe(shards, state=StateOptions(every=2), log_every=1)
     run(replace(r, steps=2), tmp_path)
@@ -364,6 +395,8 @@ def test_nan_stops_with_the_batch_and_keeps_the_state(shards: Path, tmp_path: Pa
     assert "\n" not in str(e.value)
     assert str(e.value).endswith("; lower lr or set clip; the state before it is kept")
     saved = load_file(tmp_path / "not-a-number-0.safetensors")
+    modes = [(tmp_path / name).stat().st_mode for name in ("not-a-number-0.safetensors", "recipe.json")]
+    assert modes[0] == modes[1]  # of the umask, for who looks into it may be another
     assert {k: tuple(v.shape) for k, v in saved.items()} == {"blur": (2, 3, 16, 16), "sharp": (2, 3, 16, 16)}
     step = int(str(e.value).split("at step ")[1].split(";")[0])
     batches = ShardBatches(r.data, seed=0)

@@ -13,14 +13,16 @@ _STEPPED = (7, 13)
 
 
 def draw_count(rng: np.random.Generator, low: int, high: int) -> int:
-    """A number of frames M in [low, high]: odd, so that there is a middle one, unless the range holds no odd number.
+    """An odd number of frames M in [low, high]: the middle one is at the middle of the exposure.
 
-    Raises UsageError for an empty range or one that begins below 1.
+    Raises UsageError for an empty range, one that begins below 1, or an even number alone.
     """
     if not 1 <= low <= high:
         raise UsageError(f"frames {low}-{high} is no range", "give MIN-MAX with 1 <= MIN <= MAX, for example 7-15")
     odd = range(low | 1, high + 1, 2)
-    return int(odd[rng.integers(len(odd))]) if len(odd) else low
+    if not odd:
+        raise UsageError(f"frames {low} is an even number, without a middle frame", f"give {low - 1} or {low + 1}")
+    return int(odd[rng.integers(len(odd))])
 
 
 def draw_steps(rng: np.random.Generator, share: float) -> int | None:
@@ -47,6 +49,6 @@ def average_linear(frames: Sequence[Picture], response: Response) -> Floats:
 def average(frames: Sequence[Picture], response: Response) -> tuple[Picture, Picture]:
     """(blurred, sharp), both (H, W, 3) uint8: the mean of ``frames`` in linear light, and the middle frame.
 
-    An even number of frames has no middle one; frame M // 2 is taken, half a step late.
+    M should be odd (``draw_count``): of an even number, frame M // 2 is taken, half a step late.
     """
     return to_coded(average_linear(frames, response), response), frames[len(frames) // 2].copy()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -236,18 +237,16 @@ def liveliness(measures: Sequence[FrameMeasure], at: int) -> float:
 def usable_centers(measures: Sequence[FrameMeasure], sharpest: float = 0.8) -> list[int]:
     """Frames that can be the truth: sharp by comparison, and no cut before or after them.
 
-    A frame counts as blurred when its sharpness is below ``sharpest`` times the 80th percentile of the ten frames
-    around it. Cuts are those of ``cuts``.
+    A frame counts as blurred when its sharpness is below ``sharpest`` times the 80th percentile of those around it,
+    five before and five after, of the same shot: another scene has another sharpness. Cuts are those of ``cuts``.
     """
-    after = set(cuts(lambda i: measures[i].thumb, len(measures)))
+    ends = [k + 1 for k in cuts(lambda i: measures[i].thumb, len(measures))]
     found = []
-    for i in range(1, len(measures) - 1):
-        near = [measures[k].sharpness for k in range(max(i - 5, 0), min(i + 6, len(measures)))]
-        if measures[i].sharpness < sharpest * float(np.percentile(near, 80)):
-            continue
-        if i - 1 in after or i in after:
-            continue
-        found.append(i)
+    for first, end in pairwise([0, *ends, len(measures)]):
+        for i in range(first + 1, end - 1):
+            near = [measures[k].sharpness for k in range(max(i - 5, first), min(i + 6, end))]
+            if measures[i].sharpness >= sharpest * float(np.percentile(near, 80)):
+                found.append(i)
     return found
 
 

@@ -56,6 +56,8 @@ class SynthesizeOptions(StrictModel):
         low, high = span(value, "7-15")
         if not (low >= 1 and low == int(low) and high == int(high) and high <= 999):
             raise ValueError("is no range of frames: give MIN-MAX, for example 7-15")
+        if low == high and low % 2 == 0:
+            raise ValueError(f"is an even number, without a middle frame: give {low - 1:g} or {low + 1:g}")
         return value
 
     @field_validator("length")

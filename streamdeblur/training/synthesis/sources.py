@@ -235,8 +235,9 @@ class PairsSource:
 class HighSpeedSource(_Synthesizer):
     """Eq. 1 on consecutive frames of high-speed footage: a folder of sequences, of videos, or one of them.
 
-    frames: the range that M is drawn from. Pictures are clean already, so nothing is degraded by default. Exposures
-    with a cut in them are drawn again.
+    frames: the range that M is drawn from, always odd; a sequence with fewer frames than M gives as many as it has, or
+    one less. Pictures are clean already, so nothing is degraded by default. Exposures with a cut in them are drawn
+    again.
     """
 
     kind = "highspeed"
@@ -248,17 +249,19 @@ class HighSpeedSource(_Synthesizer):
             raise UsageError(f"frames {frames!r} is no range", "give two whole numbers, for example 7 and 15")
         draw_count(np.random.default_rng(0), *frames)
         self._frames = (frames[0], frames[1])
+        fewest = frames[0] | 1  # the least M
         self._thumbs: ArrayCache[Floats] = ArrayCache(64 * _MB)
-        self._sequences = [s for s in find_sequences(self.path, videos=True) if len(s) >= frames[0]]
+        self._sequences = [s for s in find_sequences(self.path, videos=True) if len(s) >= fewest]
         if not self._sequences:
             raise InputError(
-                f"{path} has no sequence of {frames[0]} frames", "give videos, or folders of consecutive frames"
+                f"{path} has no sequence of {fewest} frames", "give videos, or folders of consecutive frames"
             )
 
     def _pair(self, rng: np.random.Generator, size: int) -> Crop:
         for _ in range(_WINDOWS):
             sequence = self._draw(rng)
-            count = min(draw_count(rng, *self._frames), len(sequence))
+            # Of an even number of frames none would be the middle of the exposure, which is the truth.
+            count = min(draw_count(rng, *self._frames), (len(sequence) - 1) | 1)
             response = draw_response(rng, self._responses)
             first = int(rng.integers(len(sequence) - count + 1))
             if not self._has_cut(sequence, first, count):
