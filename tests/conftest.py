@@ -116,3 +116,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     torch.set_num_threads(1)
     yield tmp_path / "cache"
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small_products() -> Iterator[None]:
+    """Ceilings of products that take no time: large ones of bfloat16 are slow without instructions for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamdeblur.evaluation.benchmark.ceiling._SIDES", {"cpu": (64, 128)})
+        yield

@@ -57,7 +57,7 @@ def benchmark(json_to: str | None, quiet: bool, debug: bool, **given: Any) -> No
         print(f"load before: {report.load_before}", flush=True)
     if report.warning:
         console.print(f"warning: {report.warning}", markup=False, highlight=False)
-    for note in report.asked.notes if report.asked is not None else []:
+    for note in report.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
 
     def done(name: str, text: str) -> None:

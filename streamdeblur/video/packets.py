@@ -68,10 +68,14 @@ def _nal_units(data: bytes, *, hevc: bool) -> Iterator[bytes]:
     for unit in units:
         if not unit:
             continue
-        kind = (unit[0] >> 1) & 63 if hevc else unit[0] & 31
         # Delimiters and parameter sets move between packets and the container's header.
-        if kind not in ((32, 33, 34, 35) if hevc else (7, 8, 9)):
+        if _kind(unit, hevc=hevc) not in ((32, 33, 34, 35) if hevc else (7, 8, 9)):
             yield unit
+
+
+def _kind(unit: bytes, *, hevc: bool) -> int:
+    """Of a NAL unit: its type."""
+    return (unit[0] >> 1) & 63 if hevc else unit[0] & 31
 
 
 def begins_picture(data: bytes, codec: str) -> bool:
@@ -85,14 +89,11 @@ def begins_picture(data: bytes, codec: str) -> bool:
         return True
     if not data.startswith((b"\0\0\1", b"\0\0\0\1")):
         return False
-    for start in _START.finditer(data):
-        unit = data[start.end() : start.end() + 3]
-        header = 1 if codec == "h264" else 2
-        if len(unit) <= header:
-            continue
-        kind = unit[0] & 31 if codec == "h264" else (unit[0] >> 1) & 63
-        if kind in (1, 2, 5) if codec == "h264" else kind < 32:
-            return bool(unit[header] & 0x80)  # a zero in exp-Golomb code is a single 1
+    hevc = codec == "hevc"
+    header = 2 if hevc else 1
+    for unit in _nal_units(data, hevc=hevc):
+        if _kind(unit, hevc=hevc) in (range(32) if hevc else (1, 2, 5)):
+            return len(unit) > header and bool(unit[header] & 0x80)  # a zero in exp-Golomb code is a single 1
     return False
 
 

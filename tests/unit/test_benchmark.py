@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,10 @@ from streamdeblur.models import registry
 from streamdeblur.models.mimo_unet import AFF, FAM, ResidualBlock
 from streamdeblur.restore import Restorer, Tiling
 
+pytestmark = pytest.mark.usefixtures("small_products")
+
 CPU = torch.device("cpu")
 SMALL = Model("mimo-unet-small", "random:1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_products() -> Iterator[None]:
-    """Ceilings of products that take no time: large ones of bfloat16 are slow without instructions for it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ceiling, "_SIDES", {"cpu": (64, 128)})
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +225,7 @@ def test_the_machine_is_told_and_busy_ones_are_warned_of() -> None:
 
 
 @pytest.fixture(scope="module")
-def measured() -> NetworkResult:
+def measured(small_products: None) -> NetworkResult:
     asked = [Way("eager", "fp32", "whole"), Way("eager", "bf16"), Way("eager", "fp32", "48/16", 2), Way("cuda-graphs")]
     return network.network([SMALL], [(72, 56)], asked, CPU, 1, budget=0, memory=False)
 
@@ -320,20 +313,15 @@ def test_memory_is_measured_of_the_row_s_tiling_and_threads(monkeypatch: pytest.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ways = [Way("eager", "fp32", "fast", 2)]
-        found = network.network([SMALL], [(72, 56)], ways, CPU, 1, compare=False, budget=0, limit=4 << 30)
+        way_asked = [Way("eager", "fp32", "fast", 2)]
+        found = network.network([SMALL], [(72, 56)], way_asked, CPU, 1, compare=False, budget=0, limit=4 << 30)
     finally:
         torch.set_num_threads(threads)
     (row,) = found.rows
     (name, weights, size, way, device, given), *_ = asked
     assert (name, weights, tuple(size), device, given) == (SMALL.name, SMALL.weights, (72, 56), "cpu", 1)
-    assert (ways_words(way["tiling"]), way["batch"]) == (row.tiling, 2)
+    assert (ways.asked_tiling(way["tiling"]), way["batch"]) == (row.tiling, 2)
     assert (row.peak_bytes, row.above_bytes) == (3, 2)
-
-
-def ways_words(word: str) -> str:
-    tiling = ways.parse_tiling(word)
-    return tiling if isinstance(tiling, str) else ways.tiling_words(tiling)
 
 
 def test_a_limit_does_not_count_what_other_engines_took(monkeypatch: pytest.MonkeyPatch) -> None:

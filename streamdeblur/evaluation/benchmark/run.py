@@ -48,15 +48,18 @@ _WITH_CLIPS = {"stages", "job", "pools"}
 class Asked:
     """What options ask for, their words understood.
 
-    sizes: (width, height). ways: of the network. single: of the parts that measure one way at a time, whose engine is
-    what jobs take unless some are named. notes: options that some part has no use for, each in a line.
+    sizes: (width, height). ways: of the network; of stages; of jobs, in this process and on Ray; of the part that has
+    its own tilings. All but the network's have the engine that jobs take unless some are named. notes: options that
+    some part has no use for, each in a line.
     """
 
     device: torch.device
     models: list[Model]
     sizes: list[tuple[int, int]]
     ways: list[Way]
-    single: list[Way]
+    stage_ways: list[Way]
+    job_ways: list[Way]
+    tiling_ways: list[Way]
     sets: dict[str, Pairs]
     notes: list[str]
 
@@ -65,7 +68,8 @@ class Asked:
 class Report:
     """All results. texts: a table for each part; values: the same as JSON values; seconds: what each part took.
 
-    asked: what is to be measured, where that is known already. failed: the part that ended all, and why.
+    asked: what is to be measured, where that is known already. left_out: what could not be had here, a line each.
+    failed: the part that ended all, and why.
     """
 
     created: str
@@ -80,7 +84,13 @@ class Report:
     values: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     asked: Asked | None = None
+    left_out: list[str] = field(default_factory=list)
     failed: str | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said before anything is measured."""
+        return self.asked.notes if self.asked is not None else []
 
     def as_json(self) -> str:
         """One object; what is not finite is null."""
@@ -91,7 +101,8 @@ class Report:
             "load_before": self.load_before,
             "warning": self.warning,
             "settings": self.settings,
-            "notes": self.asked.notes if self.asked is not None else [],
+            "notes": self.notes,
+            "left_out": self.left_out,
             "failed": self.failed,
             "seconds": self.seconds,
         }
@@ -134,7 +145,8 @@ def understand(options: BenchmarkOptions) -> Asked:
     sizes = [parse_size(w) for w in ((_QUICK_SIZE,) if options.quick and "sizes" not in given else options.sizes)]
     engines = options.engines or (("eager", "auto") if options.quick else ())
     ways = ways_of(engines, options.precisions, options.tiles, options.batch, device)
-    single = ways_of(options.engines or ("auto",), options.precisions, options.tiles, options.batch, device)
+    single = options.engines or ("auto",)
+    modes = [t for t in options.tiles if _is_mode(t)] or ["auto"]
     names = [Path(os.path.abspath(word)).name for word in options.data]
     sets = {
         name if names.count(name) == 1 else word: pairs_of(word, options.limit)
@@ -142,19 +154,28 @@ def understand(options: BenchmarkOptions) -> Asked:
     }
     with_clips = not _WITH_CLIPS.isdisjoint(options.what)
     check_clip(options.clip, sizes if with_clips else [])
-    return Asked(device, models, sizes, ways, single, sets, _notes(options))
+    return Asked(
+        device,
+        models,
+        sizes,
+        ways,
+        ways_of(single, options.precisions, options.tiles, options.batch, device),
+        ways_of(single, options.precisions, modes, (), device),
+        ways_of(single, options.precisions, ("auto",), (), device),
+        sets,
+        _notes(options, modes),
+    )
 
 
-def _notes(options: BenchmarkOptions) -> list[str]:
-    """Options that are given and that some part has no use for."""
+def _notes(options: BenchmarkOptions, modes: Sequence[str]) -> list[str]:
+    """Options that are given and that some part has no use for. modes: the tilings of jobs."""
     notes = []
     jobs = [p for p in options.what if p in ("job", "pools")]
     pixels = [t for t in options.tiles if not _is_mode(t)]
     if jobs and pixels:
-        left = [t for t in options.tiles if _is_mode(t)] or ["auto"]
         notes.append(
             f"{' and '.join(jobs)}: jobs take no tiles in pixels; without --tiles {','.join(pixels)}, "
-            f"measured with {','.join(left)}"
+            f"measured with {','.join(modes)}"
         )
     if options.batch and (without := [p for p in options.what if p in ("job", "pools", "tiling")]):
         notes.append(f"{' and '.join(without)}: without --batch, which is for network and stages")
@@ -190,10 +211,13 @@ def benchmark(
     frames = options.frames or (6 if options.quick else 12)
     limit = None if options.memory is None else memory_bytes(options.memory)
     clips = sizes if options.clip is None or _WITH_CLIPS.isdisjoint(options.what) else [clip_size(options.clip)]
-    jobs = list(
-        dict.fromkeys(Way(w.engine, w.precision, w.tiling if _is_mode(w.tiling) else "auto") for w in asked.single)
-    )
-    engines = list(dict.fromkeys(Way(w.engine, w.precision) for w in asked.single))
+
+    def each(
+        measure: Callable[[Model, Way, tuple[int, int]], T], some: Sequence[Way], sizes: Sequence[tuple[int, int]]
+    ) -> tuple[list[T], str]:
+        found, left_out = _each(measure, models, some, sizes)
+        report.left_out += left_out
+        return found, "".join(f"\n{line}" for line in left_out)
 
     def job_settings(way: Way) -> dict[str, Any]:
         values = {"engine": way.engine, "precision": way.precision, "tiling": way.tiling}
@@ -205,7 +229,7 @@ def benchmark(
         try:
             text, values = measure()
         except BaseException as e:
-            report.failed = f"{name}: {e or type(e).__name__}"
+            report.failed = f"{name}: {str(e) or type(e).__name__}"
             raise
         report.texts[name], report.values[name] = text, values
         report.seconds[name] = round(time.perf_counter() - begun, 1)
@@ -234,8 +258,8 @@ def benchmark(
         def one(m: Model, w: Way, s: tuple[int, int]) -> StagesResult:
             return stages(m, s, w, device, rounds, frames=frames, clip=options.clip, limit=limit, tell=tell)
 
-        found, failed = _each(one, models, asked.single, clips)
-        return _with_failed(show_stages(found), failed), [f.as_dict() for f in found]
+        found, left_out = each(one, asked.stage_ways, clips)
+        return show_stages(found) + left_out, [f.as_dict() for f in found]
 
     def measured_job() -> tuple[str, Any]:
         starts = 4 if options.peak_memory else 0
@@ -244,15 +268,15 @@ def benchmark(
             how = job_settings(w)
             return job(m, s, how, device, rounds, frames=frames, clip=options.clip, starts=starts, tell=tell)
 
-        found, failed = _each(one, models, jobs, clips)
-        return _with_failed(show_jobs(found), failed), [f.as_dict() for f in found]
+        found, left_out = each(one, asked.job_ways, clips)
+        return show_jobs(found) + left_out, [f.as_dict() for f in found]
 
     def measured_tiling() -> tuple[str, Any]:
         def one(m: Model, w: Way, s: tuple[int, int]) -> TilingResult:
             return variation([m], s, w.engine, w.precision, device, rounds, tell=tell)
 
-        found, failed = _each(one, models, engines, sizes)
-        return _with_failed("\n\n".join(map(show_tiling, found)), failed), [f.as_dict() for f in found]
+        found, left_out = each(one, asked.tiling_ways, sizes)
+        return "\n\n".join(map(show_tiling, found)) + left_out, [f.as_dict() for f in found]
 
     def measured_pools() -> tuple[str, Any]:
         def one(m: Model, w: Way, s: tuple[int, int]) -> tuple[str, dict[str, Any]]:
@@ -261,8 +285,8 @@ def benchmark(
             said = {"model": m.name, "weights": m.weights or SHIPPED, **asdict(w), "size": size}
             return f"{_words(m, w, s)}\n{show_pools(rows)}", {**said, "rows": [r.as_dict() for r in rows]}
 
-        found, failed = _each(one, models, jobs, clips)
-        return _with_failed("\n\n".join(t for t, _ in found), failed), [v for _, v in found]
+        found, left_out = each(one, asked.job_ways, clips)
+        return "\n\n".join(t for t, _ in found) + left_out, [v for _, v in found]
 
     def measured_growth() -> tuple[str, Any]:
         found = growth(lengths=(20, 60), frames=30, tell=tell) if options.quick else growth(tell=tell)
@@ -310,10 +334,6 @@ def _each(
 def _words(model: Model, way: Way, size: tuple[int, int]) -> str:
     how = [w for w in (way.engine, way.precision, way.tiling) if w != "auto"]
     return ", ".join([model.label, *([" ".join(how)] if how else []), f"{size[0]}x{size[1]}"])
-
-
-def _with_failed(text: str, failed: Sequence[str]) -> str:
-    return "\n".join([text, *failed])
 
 
 def _default_model() -> Model:

@@ -34,7 +34,6 @@ _SIZE = re.compile(r"(\d+)x(\d+)")
 _TILE = re.compile(r"(\d+)(?:/(\d+))?")
 _EXACT = re.compile(r"exact/(\d+)")
 
-
 #: What rows have for weights that ship.
 SHIPPED = "shipped"
 
@@ -232,7 +231,7 @@ class Builder:
         """The engine and the seconds it took; "auto" is what a long job gets. Raises what ``Restorer`` does."""
         found = self._engines.get((word, precision))
         if found is None:
-            begun, had = time.perf_counter(), self._taken()
+            had, begun = self._taken(), time.perf_counter()
             m = self._model
             restorer = Restorer(
                 m.name, weights=m.weights, device=self._device, precision=precision, engine=word, pixels=_LONG

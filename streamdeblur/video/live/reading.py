@@ -185,8 +185,10 @@ class _Reader:
                     continue
                 if waiting:
                     skipped += 1
-                    whole = scheme not in _RTP or begins_picture(bytes(packet), video.codec_context.name)
-                    if not (packet.is_keyframe and whole) and skipped <= _WITHOUT_KEYFRAME:
+                    whole = packet.is_keyframe and (
+                        scheme not in _RTP or begins_picture(bytes(packet), video.codec_context.name)
+                    )
+                    if not whole and skipped <= _WITHOUT_KEYFRAME:
                         continue
                     waiting = False
                 if packet.pts is not None:
