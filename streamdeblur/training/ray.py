@@ -26,6 +26,7 @@ import ray.exceptions
 
 from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError, WorkerError
 from streamdeblur.runtime import ray_session
+from streamdeblur.training.feeds import open_batches, open_validation
 from streamdeblur.training.outcome import Observer, Outcome, Progress
 from streamdeblur.training.recipe import Recipe
 from streamdeblur.training.run import run_training
@@ -71,6 +72,7 @@ def run_on_ray(
     deadline = None if max_minutes is None else time.time() + 60 * max_minutes
     with _connected(address, workers, threads):
         scale = _scale(workers, threads)
+        _look(recipe, scale.workers)
         mailbox = _ray.remote(num_cpus=0)(_Mailbox).remote()
         errand = _Errand(
             recipe, str(folder.resolve()), os.getcwd(), deadline, scale.threads, tensorboard, not scale.gpus, mailbox
@@ -149,6 +151,15 @@ def _scale(workers: int | None, threads: int | None) -> _Scale:
             "ask for fewer workers or threads",
         )
     return _Scale(count, gpus > 0, threads)
+
+
+def _look(recipe: Recipe, workers: int) -> None:
+    """Find here what workers would not find: they take a minute to come up, and a group of them comes up twice to fail.
+
+    Raises what ``run_training`` raises of a recipe's files.
+    """
+    open_batches(recipe, world=workers).close()
+    open_validation(recipe.validation.sets)
 
 
 # --- between driver and workers ------------------------------------------------------------------------------------
@@ -318,7 +329,9 @@ def _work(config: dict[str, Any]) -> Outcome | None:
         return outcome if first else None
     except StreamdeblurError as e:
         _ray.get(mailbox.fail.remote(e))
-        raise
+        if ray.train.get_context().get_world_size() == 1:
+            return None
+        raise  # the others may be waiting for this one: Ray ends them, and tries once more to no avail
     finally:
         ask.close()
         logger.removeHandler(teller)

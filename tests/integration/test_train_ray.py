@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ import psutil
 import pytest
 import yaml
 
-from streamdeblur.errors import DeviceError, UsageError
-from streamdeblur.training.recipe import Data, Schedule, StateOptions
+from streamdeblur.errors import DeviceError, StreamdeblurError, UsageError
+from streamdeblur.training.recipe import Data, Schedule, StateOptions, Validation, ValidationSet
 from streamdeblur.training.state import load_state
 from tests.commands import ROOT, environment
 from tests.training import read_log, recipe, write_shards
@@ -97,15 +99,47 @@ def test_a_run_survives_a_killed_worker(cluster: None, tmp_path: Path, caplog: p
     assert not (tmp_path / "run" / ".ray").exists()
 
 
-def test_a_fault_of_the_recipe_is_told_once_as_it_is(cluster: None, tmp_path: Path) -> None:
+def test_faults_are_found_before_workers_come_up(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamdeblur.training import ray as training_ray
+
+    monkeypatch.setattr(training_ray._Fit, "start", lambda self: pytest.fail("workers were asked for"))
+    with pytest.raises(DeviceError, match="3 workers of 1 threads need 3 CPUs, the cluster has 2"):
+        training_ray.run_on_ray(recipe(tmp_path / "none"), tmp_path / "run", workers=3, threads=1)
+    with pytest.raises(StreamdeblurError, match=r"there is no shard .*none"):
+        training_ray.run_on_ray(recipe(tmp_path / "none"), tmp_path / "run", workers=2, threads=1)
+    sets = (ValidationSet(name="v", path=str(tmp_path / "v")),)
+    r = recipe(write_shards(tmp_path / "crops"), validation=Validation(sets=sets))
+    with pytest.raises(StreamdeblurError, match=str(tmp_path / "v")):
+        training_ray.run_on_ray(r, tmp_path / "run", workers=2, threads=1)
+    assert sorted(os.listdir(tmp_path)) == ["crops"]
+
+
+def test_a_fault_that_a_worker_finds_is_told_once_as_it_is(cluster: None, tmp_path: Path) -> None:
     from streamdeblur.training.ray import run_on_ray
 
-    r = recipe(tmp_path / "none")
-    with pytest.raises(DeviceError, match="3 workers of 1 threads need 3 CPUs, the cluster has 2"):
-        run_on_ray(r, tmp_path / "run", workers=3, threads=1)
-    with pytest.raises(Exception, match=r"there is no shard .*none") as e:
-        run_on_ray(r, tmp_path / "run", workers=2, threads=1, tensorboard=False)
+    r = recipe(write_shards(tmp_path / "crops"), start=str(tmp_path / "gone.safetensors"))
+    seen: set[int] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.2):
+            for p in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "RayTrainWorker" in "".join(p.cmdline()):
+                        seen.add(p.pid)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        with pytest.raises(StreamdeblurError, match=r"gone\.safetensors") as e:
+            run_on_ray(r, tmp_path / "run", workers=1, threads=1, tensorboard=False)
+    finally:
+        ended.set()
+        thread.join()
     assert "\n" not in str(e.value)
+    assert len(seen) == 1  # and not another, which would fail likewise
 
 
 def test_the_script_trains_on_a_ray_of_its_own_and_sigterm_saves(tmp_path: Path) -> None:
