@@ -45,7 +45,7 @@ from streamdeblur.training.synthesis.response import (
     to_coded,
     to_linear,
 )
-from streamdeblur.training.synthesis.shake import Box
+from streamdeblur.training.synthesis.shake import Box, draw_tremble
 from streamdeblur.video.reader import VideoReader
 from streamdeblur.video.simple import read_rgb
 
@@ -290,9 +290,7 @@ class _Job:
         other = photos[int(rng.integers(len(photos)))]
         gain = gain if self._options.highlights and bright < 0.4 else 1.0
         foreground = read_picture(other) if self._options.foreground and front < 0.35 else None
-        calm, wild = self._tremble
-        # one value draws nothing: seeds keep their bytes
-        tremble = float(rng.uniform(calm, wild)) if calm < wild else calm
+        tremble = draw_tremble(rng, self._tremble)
         steps = draw_steps(rng, self._options.stepped)
         blurred, sharp = expose_still(
             photo,
@@ -308,7 +306,7 @@ class _Job:
         parameters: dict[str, Any] = {"file": path.name, "box": list(box), "response": response}
         parameters |= {"length": round(extent, 2), "gain": round(gain, 3)}
         parameters |= _stepped(steps)
-        if calm < wild:
+        if self._tremble[0] < self._tremble[1]:
             parameters["tremble"] = round(tremble, 3)
         if foreground is not None:
             parameters["foreground"] = other.name

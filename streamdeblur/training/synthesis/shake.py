@@ -118,6 +118,12 @@ def _velocity(rng: np.random.Generator, tremble: float) -> Matrix:
     return np.asarray(velocity, np.float64)
 
 
+def draw_tremble(rng: np.random.Generator, span: tuple[float, float]) -> float:
+    """How unsteady the next motion is, from least to most. One value draws nothing, so that seeds keep their bytes."""
+    least, most = span
+    return float(rng.uniform(least, most)) if least < most else least
+
+
 def draw_trajectory(
     rng: np.random.Generator,
     size: tuple[int, int],

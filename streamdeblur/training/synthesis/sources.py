@@ -38,7 +38,7 @@ from streamdeblur.training.synthesis.response import (
     to_coded,
     to_linear,
 )
-from streamdeblur.training.synthesis.shake import SHAKIEST
+from streamdeblur.training.synthesis.shake import SHAKIEST, draw_tremble
 
 Kind = Literal["pairs", "highspeed", "footage", "stills"]
 Crop = tuple[Picture, Picture]
@@ -440,7 +440,7 @@ class StillsSource(_Synthesizer):
             gain=math.exp(rng.uniform(0, math.log(10))) if rng.random() < self._highlights else 1.0,
             lights=int(rng.integers(1, 12)) if rng.random() < self._lights else 0,
             foreground=self._photo(rng) if rng.random() < self._foreground else None,
-            tremble=self._unsteady(rng),
+            tremble=draw_tremble(rng, self._tremble),
             steps=draw_steps(rng, self._stepped),
         )
         return degrade(linear, response, draw_damage(rng, self._degradation)), sharp
@@ -448,10 +448,6 @@ class StillsSource(_Synthesizer):
     def _sharp(self, rng: np.random.Generator, size: int) -> Picture:
         photo, scale, (left, top) = self._draw(rng, size, margin=0)
         return scaled_region(photo, (left, top, left + size, top + size), scale)
-
-    def _unsteady(self, rng: np.random.Generator) -> float:
-        low, high = self._tremble
-        return float(rng.uniform(low, high)) if low < high else low  # one value draws nothing: seeds keep their bytes
 
     def _photo(self, rng: np.random.Generator) -> Picture:
         return self._picture(self._photos[int(rng.integers(len(self._photos)))])
