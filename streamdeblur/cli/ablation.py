@@ -54,7 +54,7 @@ def ablate(
 
     def begin(row: Row, number: int, count: int) -> None:
         if not quiet:
-            console.print(f"row {number} of {count}: {row.name}", markup=False, highlight=False)
+            console.print(f"row {number} of {count}: {row.name}")
 
     with Reporter(console, quiet=quiet, unit="steps") as reporter:
         results = run_study(
@@ -78,5 +78,5 @@ def ablate(
                 table.add_row(*row)
             out.print(table)
     if results.stopped:
-        console.print(f"stopped ({results.stopped}); the same command goes on", markup=False, highlight=False)
+        console.print(f"stopped ({results.stopped}); the same command goes on")
     return results.exit_code

@@ -80,15 +80,13 @@ def execute(
         print(json.dumps(summary.as_dict(), indent=2))
     if not quiet:
         for row in [r for r in summary.rows if r["status"] == "quarantined"][:20]:
-            console.print(f"quarantined: {row['source']}: {row['error']}", markup=False, highlight=False)
+            console.print(f"quarantined: {row['source']}: {row['error']}")
         counts = ", ".join(f"{n} {status}" for status, n in summary.files.items() if n)
         before = f" ({summary.resumed} before)" if summary.resumed else ""
         tiles = f" ({summary.tiles.words})" if summary.tiles is not None and summary.tiles.words else ""
         console.print(
             f"{summary.dest}: {counts}{before}, {summary.frames} frames{tiles}, {summary.seconds:.1f} s, "
             f"{summary.fps:.1f} fps; {summary.report}",
-            markup=False,
-            highlight=False,
         )
     return summary.exit_code
 
@@ -119,7 +117,7 @@ class BatchReporter:
         elif not self._quiet and time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
             nodes = ", ".join(f"{host} {fps:.1f} fps" for host, _, fps, _ in s.nodes)
-            self._console.print(f"{_line(s)}{f' [{nodes}]' if nodes else ''}", markup=False, highlight=False)
+            self._console.print(f"{_line(s)}{f' [{nodes}]' if nodes else ''}")
 
 
 def _line(s: Snapshot) -> str:

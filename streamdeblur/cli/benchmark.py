@@ -56,9 +56,9 @@ def benchmark(json_to: str | None, quiet: bool, debug: bool, **given: Any) -> No
         print(" · ".join(f"{k} {v}" for k, v in report.machine.items()))
         print(f"load before: {report.load_before}", flush=True)
     if report.warning:
-        console.print(f"warning: {report.warning}", markup=False, highlight=False)
+        console.print(f"warning: {report.warning}")
     for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(f"note: {note}")
 
     def done(name: str, text: str) -> None:
         if not as_json:
@@ -81,7 +81,7 @@ def benchmark(json_to: str | None, quiet: bool, debug: bool, **given: Any) -> No
         raise
     deliver()
     if options.html is not None and not quiet:
-        console.print(str(options.html), markup=False, highlight=False)
+        console.print(str(options.html))
     require_any(report)
 
 
@@ -99,7 +99,7 @@ def tune(as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
 
     result = run(options, tell=_steps(console, quiet=quiet))
     if result.warning:
-        console.print(f"warning: {result.warning}", markup=False, highlight=False)
+        console.print(f"warning: {result.warning}")
     print(json.dumps(result.as_dict(), indent=2) if as_json else show_tune(result))
 
 
@@ -112,4 +112,4 @@ def _steps(console: Console, *, quiet: bool) -> Callable[[str], None]:
     """What is being measured, on the terminal's last line; nothing elsewhere."""
     if quiet or not console.is_terminal:
         return lambda _: None
-    return lambda text: console.print(f"… {text}", markup=False, highlight=False, style="dim")
+    return lambda text: console.print(f"… {text}", style="dim")

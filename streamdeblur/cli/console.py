@@ -8,20 +8,25 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from streamdeblur.cli.exits import ReaderGone
+from streamdeblur.errors import StreamdeblurError
 
 if TYPE_CHECKING:
     from streamdeblur.jobs.process import Progress as Snapshot
 
 #: Seconds between plain progress lines where there is no terminal.
 _EVERY = 10.0
+
+
+def _text(template: str) -> TextColumn:
+    return TextColumn(template, markup=False)
 
 
 class Reporter:
@@ -38,13 +43,13 @@ class Reporter:
     def __enter__(self) -> Reporter:
         if not self._quiet and self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                _text("{task.description}"),
                 BarColumn(),
-                TextColumn("{task.completed}/{task.fields[of]}"),
-                TextColumn("{task.fields[rate]}"),
-                TextColumn("ETA"),
+                _text("{task.completed}/{task.fields[of]}"),
+                _text("{task.fields[rate]}"),
+                _text("ETA"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                _text("{task.fields[note]}"),
                 console=self._console,
                 transient=True,
             )
@@ -87,7 +92,7 @@ class Reporter:
             # of how many is not known of frames that are read alone, whatever they become
             count = f"{done}/{of} {self._unit}" if total is not None else f"{done} frames"
             told = ", ".join(filter(None, (f"{what}: {count}", rate, note)))
-            self._console.print(f"{told}{left}", highlight=False)
+            self._console.print(f"{told}{left}")
 
 
 class LineHandler(logging.Handler):
@@ -100,12 +105,17 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = " ".join(record.getMessage().split())
-            self._console.print(f"{record.levelname.lower()}: {text}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(f"{record.levelname.lower()}: {text}", soft_wrap=True)
         except Exception:
             self.handleError(record)
 
 
 class _Console(Console):
+    """Prints text as it is: names of files and models hold brackets and colons, which are not meant as markup."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
+
     def on_broken_pipe(self) -> None:
         raise ReaderGone
 
@@ -161,3 +171,18 @@ def _flush() -> None:
     if sys.__stdout__ is not None:
         with contextlib.suppress(OSError, ValueError):
             sys.__stdout__.flush()
+
+
+def deliver_whole_or_part(
+    measure: Callable[[Callable[..., None]], tuple[Any, ...]], deliver: Callable[..., None]
+) -> None:
+    """Deliver what ``measure`` returns; or what it hands to its argument before it ends early, and raise why it did."""
+    part: list[Any] = []
+    try:
+        whole = measure(lambda *values: part.extend(values))
+    except BaseException:
+        if part:
+            with contextlib.suppress(StreamdeblurError):  # what ended it is to be told
+                deliver(*part)
+        raise
+    deliver(*whole)

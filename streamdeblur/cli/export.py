@@ -85,8 +85,6 @@ def export(
         console.print(
             f"{made.output}: {made.model} in {made.precision}, {made.bytes / 1e6:.1f} MB; largest difference from "
             f"eager fp32 {made.difference:.2g}, root mean square {made.error:.2g} of {made.allowed:.2g} allowed",
-            markup=False,
-            highlight=False,
         )
 
 

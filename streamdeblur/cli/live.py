@@ -89,7 +89,7 @@ def execute(sources: tuple[str, ...], options: LiveOptions, console: Console, *,
 
     job = LiveJob(sources, options=options)
     if job.page is not None:
-        console.print(f"preview: {job.page}", markup=False, highlight=False)
+        console.print(f"preview: {job.page}")
     caught: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -107,11 +107,11 @@ def execute(sources: tuple[str, ...], options: LiveOptions, console: Console, *,
         print(json.dumps(_masked(summary.as_dict()), indent=2))
     if not quiet:
         for source in summary.status.sources:
-            console.print(_sum(source), markup=False, highlight=False)
+            console.print(_sum(source))
     for name, why in summary.failed.items():
-        console.print(f"error: source {name} was given up: {why}", markup=False, highlight=False)
+        console.print(f"error: source {name} was given up: {why}")
     for target, why in summary.silent.items():
-        console.print(f"error: output {target} took nothing: {mask(why)}", markup=False, highlight=False)
+        console.print(f"error: output {target} took nothing: {mask(why)}")
     if caught:
         return 128 + caught[0]
     return 1 if summary.failed or summary.silent else 0
@@ -151,7 +151,7 @@ class LiveReporter:
             self._live.update(_table(s))
         elif not self._quiet:
             for source in s.sources:
-                self._console.print(_line(source), markup=False, highlight=False)
+                self._console.print(_line(source))
 
 
 def _line(s: LiveSourceStatus) -> str:

@@ -63,8 +63,6 @@ def process(
         console.print(
             f"{summary.output}: {summary.frames} frames ({summary.restored} restored{extra}) by {summary.model} on "
             f"{summary.device} in {summary.seconds:.1f} s, {summary.fps:.1f} fps, {summary.encoder}",
-            markup=False,
-            highlight=False,
         )
 
 
@@ -183,7 +181,7 @@ def weights_import(source: str, output: str, overwrite: bool, quiet: bool, debug
     save_checkpoint(output, state, authors_metadata(variant))
     if not quiet:
         count = sum(t.numel() for t in state.values())
-        console.print(f"{output}: {variant}, {count / 1e6:.2f} M parameters", markup=False, highlight=False)
+        console.print(f"{output}: {variant}, {count / 1e6:.2f} M parameters")
 
 
 def _check_checkpoint_output(output: str, sources: Sequence[str], *, overwrite: bool) -> None:
@@ -232,7 +230,7 @@ def weights_average(
     save_checkpoint(output, state, metadata)
     if not quiet:
         said = metadata.score_note or "never validated"
-        console.print(f"{output}: {metadata.variant}, the mean of {len(files)}; {said}", markup=False, highlight=False)
+        console.print(f"{output}: {metadata.variant}, the mean of {len(files)}; {said}")
 
 
 @weights.command("deepen")
@@ -291,7 +289,7 @@ def weights_shorten(file: str, output: str, keep: str, overwrite: bool, quiet: b
 
 
 def _say_network(console: Console, output: str, variant: str, parameters: int) -> None:
-    console.print(f"{output}: {variant}, {parameters / 1e6:.2f} M parameters", markup=False, highlight=False)
+    console.print(f"{output}: {variant}, {parameters / 1e6:.2f} M parameters")
 
 
 @weights.command("show")
@@ -343,7 +341,7 @@ def demo(
         print(Path(report.summary).read_text(encoding="utf-8"))
         return
     if report.note and not quiet:
-        console.print(f"note: {report.note}", markup=False, highlight=False)
+        console.print(f"note: {report.note}")
     print(f"{report.frames} frames by {report.model} at {report.fps:.1f} fps")
     print(f"PSNR against the sharp truth: blurry {report.psnr_blurry:.2f} dB, restored {report.psnr_restored:.2f} dB")
     for path in (report.blurry, report.restored, report.sharp, report.picture, report.summary):

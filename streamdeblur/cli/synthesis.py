@@ -37,6 +37,4 @@ def synthesize(
         console.print(
             f"{report.output}: {report.pairs} pairs of {report.width}x{report.height} by {report.method} from "
             f"{report.frames} pictures{skipped}, in {report.seconds:.1f} s",
-            markup=False,
-            highlight=False,
         )

@@ -101,7 +101,7 @@ def train(
         best = (
             "" if outcome.best is None else f", best validation {outcome.best:.2f} dB in {folder / 'best.safetensors'}"
         )
-        console.print(f"{folder}: step {outcome.step}, {how}{best}", markup=False, highlight=False)
+        console.print(f"{folder}: step {outcome.step}, {how}{best}")
     return outcome.exit_code
 
 
@@ -120,7 +120,7 @@ class ShownRun:
         if not self._quiet:
             sets = ", ".join(f"{s.name} {s.restored:.2f} dB ({s.gain:+.2f})" for s in scores.sets)
             sharp = "" if scores.sharp is None else f", sharp {scores.sharp:.1f} dB"
-            self._console.print(f"step {step}: {sets}{sharp}", markup=False, highlight=False)
+            self._console.print(f"step {step}: {sets}{sharp}")
 
     def close(self) -> None:
         pass
@@ -172,6 +172,4 @@ def prepare(
         by = ", ".join(f"{count} from {name}" for name, count in sorted(made.by_source.items()))
         console.print(
             f"{output}: {made.pairs} pairs in {len(made.files)} shards, {made.bytes / 2**20:.0f} MiB ({by})",
-            markup=False,
-            highlight=False,
         )

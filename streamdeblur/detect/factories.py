@@ -4,15 +4,21 @@
     FILE.py:factory           the same from a file, which may import what lies next to it
 
 They run code of their author's: name only what you trust.
+
+Factories of several folders may each have a ``network.py`` beside them, or a package ``models``: whatever was imported
+from another one's folder is out of the way while one is built, and within its ``at_home``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +48,7 @@ class FactoryWord:
         if self.module.endswith(".py"):
             return self.module
         try:
-            with _OnPath(Path.cwd()):
+            with self.at_home():
                 spec = importlib.util.find_spec(self.module)
         except Exception:  # packages on the way are imported, and may do anything
             return None
@@ -54,6 +60,18 @@ class FactoryWord:
         what: of which kind it shall be ("detector", "model"), for messages. Raises UsageError for a module, a function
         or a result that is none, and for whatever is raised on the way; errors of ours pass as they are.
         """
+        with self.at_home():
+            return self._build(what)
+
+    def at_home(self) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, imports find what lies where the factory does: for code that imports when it is called.
+
+        It changes what the whole process imports, so no other thread may import meanwhile.
+        """
+        folder = Path(self.module).resolve().parent if self.module.endswith(".py") else Path.cwd()
+        return _homes.setdefault(folder, _Home(folder)).entered()
+
+    def _build(self, what: str) -> Callable[..., Any]:
         try:
             factory = getattr(_imported(self.module), self.name, None)
         except StreamdeblurError:
@@ -89,30 +107,58 @@ def factory_word(word: str) -> FactoryWord | None:
 
 def _imported(module: str) -> ModuleType:
     if not module.endswith(".py"):
-        with _OnPath(Path.cwd()):  # the console script does not search the current folder
-            return importlib.import_module(module)
+        return importlib.import_module(module)
     path = Path(module)
     if not path.is_file():
         raise UsageError(f"no file {module}", "name a Python file with a factory, as mine/factory.py:build")
-    spec = importlib.util.spec_from_file_location(f"_streamdeblur_factory_{path.stem}", path.resolve())
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(f"_streamdeblur_factory_{path.stem}_{place}", path.resolve())
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = loaded
-    with _OnPath(path.resolve().parent):
-        spec.loader.exec_module(loaded)
+    spec.loader.exec_module(loaded)
     return loaded
 
 
-class _OnPath:
-    """While it lasts, modules of a folder can be imported."""
+class _Home:
+    """A folder with factories, and the modules that came from it."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = str(folder)
+        self._folder = folder
+        self._modules: dict[str, ModuleType] = {}
 
-    def __enter__(self) -> None:
-        sys.path.insert(0, self._folder)
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Imports search the folder first, and find no module of another home."""
+        for other in _homes.values():
+            if other is not self:
+                for name, module in other._modules.items():
+                    if sys.modules.get(name) is module:
+                        del sys.modules[name]
+        sys.modules.update(self._modules)
+        others = {name.partition(".")[0] for name in sys.modules if name not in self._modules}
+        sys.path.insert(0, str(self._folder))  # the console script does not search the current folder either
+        count = len(sys.modules)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(str(self._folder))
+            if len(sys.modules) != count:
+                self._remember(others)
 
-    def __exit__(self, *exception: object) -> None:
-        if self._folder in sys.path:
-            sys.path.remove(self._folder)
+    def _remember(self, others: set[str]) -> None:
+        """Modules that are new here. others: packages that were there before, of which there may be new parts."""
+        for name, module in list(sys.modules.items()):
+            root = name.partition(".")[0]
+            if root not in others and self._holds(sys.modules.get(root)):
+                self._modules[name] = module
+
+    def _holds(self, module: ModuleType | None) -> bool:
+        """Whether a module or package lies in the folder itself; those in an environment below it don't."""
+        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+        return any(isinstance(place, str) and Path(place).parent == self._folder for place in places)
+
+
+_homes: dict[Path, _Home] = {}

@@ -109,7 +109,8 @@ class DetectionSet:
 
 @dataclass(frozen=True, slots=True)
 class DetectionEvaluation:
-    """Everything measured. detector, options: for the record. models: names, the subject first."""
+    """Everything measured. detector, options: for the record. models: names, the subject first. stopped: how far it
+    came, "" to its end."""
 
     version: str
     created: str
@@ -118,6 +119,7 @@ class DetectionEvaluation:
     options: dict[str, Any]
     models: list[str]
     sets: list[DetectionSet]
+    stopped: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN becomes None."""
@@ -189,9 +191,9 @@ def evaluate_detection(
     """``measure_detection``, then ``write_detection``: results.json, results.csv and report.html where
     ``options.output`` says.
 
-    Raises what they raise.
+    They are written too where it ends early, of the pairs until then. Raises what both raise.
     """
-    evaluation, examples = measure_detection(options, progress)
+    evaluation, examples = measure_detection(options, progress, rescue=lambda e, x: write_detection(e, x, options))
     write_detection(evaluation, examples, options)
     return evaluation
 
@@ -211,9 +213,15 @@ def write_detection(evaluation: DetectionEvaluation, examples: Examples, options
 
 
 def measure_detection(
-    options: DetectEvalOptions, progress: Callable[[Progress], None] | None = None
+    options: DetectEvalOptions,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    rescue: Callable[[DetectionEvaluation, Examples], None] | None = None,
 ) -> tuple[DetectionEvaluation, Examples]:
     """Measure every model; nothing is written, but ``options.output`` is made and must have room.
+
+    rescue: is given what there is where an error or a signal ends it early, if something was found on a sharp image;
+    then that is raised.
 
     Raises UsageError (options, detector, models, no faster-coco-eval), InputError (pairs; nothing found on any sharp
     image), WeightsError, DeviceError, OutputError, and StreamdeblurError where detector or restorer fail.
@@ -250,38 +258,54 @@ def measure_detection(
     examples = Examples(versions[1], options.pictures if options.output is not None else 0)
     wanted = _wanted(options.classes)
     total, done, begun = sum(len(s.pairs) for s in sets), 0, time.monotonic()
-    results = []
-    for s in sets:
-        seen = _Seen(s.name, versions, options.truth_threshold)
-        for pair in s.pairs:
-            name = legible(pair.name)
-            blurry, sharp = read_pair(pair)
-            tensor = to_tensor(blurry)
-            pictures = {BLURRY: blurry}
-            for c in candidates:
-                pictures[c.name] = to_picture(c(tensor.to(c.device)).clamp(0, 1))
-            pictures["sharp"] = sharp
-            found = {k: _only(_detect(detector, p, name), wanted) for k, p in pictures.items()}
-            examples.offer(seen.add(name, pictures, found))
-            done += 1
-            if progress is not None:
-                progress(Progress(done, total, s.name, None, time.monotonic() - begun))
-        results.append(seen.result(legible(str(s.folder))))
+    results: list[DetectionSet] = []
+
+    def so_far(stopped: str) -> DetectionEvaluation:
+        assert options.detector is not None
+        return DetectionEvaluation(
+            version=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            detector=legible(Path(options.detector).name),
+            threshold=options.truth_threshold,
+            options=plain(options.model_dump(mode="json", exclude={"output", "overwrite"})),
+            models=versions[1:],
+            sets=results,
+            stopped=stopped,
+        )
+
+    at_work: tuple[_Seen, _Pairs] | None = None
+    try:
+        for s in sets:
+            seen = _Seen(s.name, versions, options.truth_threshold)
+            at_work = seen, s
+            for pair in s.pairs:
+                name = legible(pair.name)
+                blurry, sharp = read_pair(pair)
+                tensor = to_tensor(blurry)
+                pictures = {BLURRY: blurry}
+                for c in candidates:
+                    pictures[c.name] = to_picture(c(tensor.to(c.device)).clamp(0, 1))
+                pictures["sharp"] = sharp
+                found = {k: _only(_detect(detector, p, name), wanted) for k, p in pictures.items()}
+                examples.offer(seen.add(name, pictures, found))
+                done += 1
+                if progress is not None:
+                    progress(Progress(done, total, s.name, None, time.monotonic() - begun))
+            results.append(seen.result(legible(str(s.folder))))
+            at_work = None
+    except BaseException:
+        if rescue is not None:  # hours of work
+            if at_work is not None and at_work[0].images:
+                results.append(at_work[0].result(legible(str(at_work[1].folder))))
+            if any(s.truth for s in results):
+                rescue(so_far(f"stopped after {done} of {total} pairs"), examples)
+        raise
     if not any(s.truth for s in results):
         raise InputError(
             f"{options.detector} finds nothing on any sharp image with a score of {options.truth_threshold:g}",
             "lower --truth-threshold, or take another detector",
         )
-    evaluation = DetectionEvaluation(
-        version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        detector=legible(Path(options.detector).name),
-        threshold=options.truth_threshold,
-        options=plain(options.model_dump(mode="json", exclude={"output", "overwrite"})),
-        models=versions[1:],
-        sets=results,
-    )
-    return evaluation, examples
+    return so_far(""), examples
 
 
 def average_precision(
@@ -362,7 +386,7 @@ class _Seen:
         self._name, self._versions, self._threshold = name, versions, threshold
         self._truth: list[Detections] = []
         self._found: dict[str, list[Detections]] = {v: [] for v in versions}
-        self._images: list[ImageCount] = []
+        self.images: list[ImageCount] = []
 
     def add(self, image: str, pictures: Mapping[str, Picture], found: Mapping[str, Detections]) -> Example:
         truth = found["sharp"].at_least(self._threshold)
@@ -372,7 +396,7 @@ class _Seen:
             self._found[v].append(found[v])
             matched[v] = matches(truth, found[v].at_least(self._threshold))
         height, width = pictures[BLURRY].shape[:2]
-        self._images.append(ImageCount(image, width, height, len(truth), matched))
+        self.images.append(ImageCount(image, width, height, len(truth), matched))
         sure = {k: d.at_least(self._threshold) for k, d in found.items()}
         return Example(self._name, image, len(truth), matched, dict(pictures), sure)
 
@@ -386,12 +410,12 @@ class _Seen:
             if counts[n]
         ]
         versions = {v: self._version(v, [c.precision[v] for c in classes]) for v in self._versions}
-        return DetectionSet(self._name, folder, self._images, classes, versions)
+        return DetectionSet(self._name, folder, self.images, classes, versions)
 
     def _version(self, version: str, precisions: Sequence[Precision]) -> VersionResult:
         scores = np.concatenate([d.at_least(self._threshold).scores for d in self._found[version]])
-        truth = sum(i.truth for i in self._images)
-        matched = sum(i.matched[version] for i in self._images)
+        truth = sum(i.truth for i in self.images)
+        matched = sum(i.matched[version] for i in self.images)
         return VersionResult(
             _mean(p.ap for p in precisions),
             _mean(p.ap50 for p in precisions),

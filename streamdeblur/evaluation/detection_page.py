@@ -32,6 +32,7 @@ def detection_page(evaluation: DetectionEvaluation, examples: Sequence[Example])
     origin = f"{evaluation.created} · streamdeblur {evaluation.version} · {evaluation.detector}"
     parts = [
         f"<h1>{title}</h1>",
+        *([f'<p class="note">{evaluation.stopped.capitalize()}.</p>'] if evaluation.stopped else []),
         '<ul class="lead">',
         *(f"<li>{_sentence(s, evaluation.models[0])}</li>" for s in evaluation.sets),
         "</ul>",

@@ -43,9 +43,9 @@ class Progress:
 def evaluate(options: EvaluateOptions, progress: Callable[[Progress], None] | None = None) -> Evaluation:
     """``measure``, then ``write``: results.json, results.csv and report.html where ``options.output`` says.
 
-    Raises what they raise.
+    They are written too where it ends early, of the pairs until then. Raises what both raise.
     """
-    evaluation, gallery = measure(options, progress)
+    evaluation, gallery = measure(options, progress, rescue=lambda e, g: write(e, g, options))
     write(evaluation, gallery, options)
     return evaluation
 
@@ -63,12 +63,18 @@ def write(evaluation: Evaluation, gallery: Gallery, options: EvaluateOptions) ->
         )
 
 
-def measure(options: EvaluateOptions, progress: Callable[[Progress], None] | None = None) -> tuple[Evaluation, Gallery]:
+def measure(
+    options: EvaluateOptions,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    rescue: Callable[[Evaluation, Gallery], None] | None = None,
+) -> tuple[Evaluation, Gallery]:
     """Measure every model on every pair; nothing is written, but ``options.output`` is made and must have room.
 
     Names in what is returned are legible: bytes that are not UTF-8 are escaped. Pairs are read one after the other;
     what stays in memory beside the numbers is one pair, its restored images and the gallery. The first model is the
-    subject: the gallery shows where it gains and loses most.
+    subject: the gallery shows where it gains and loses most. rescue: is given what there is where an error or a signal
+    ends it early, if a pair was done; then that is raised.
 
     Raises UsageError (options, unknown models), InputError (pairs, empty sets), WeightsError, DeviceError, OutputError,
     and StreamdeblurError where a restorer fails or returns something else than an image.
@@ -94,30 +100,39 @@ def measure(options: EvaluateOptions, progress: Callable[[Progress], None] | Non
     infos: list[ModelInfo] = []
     results: list[SetResult] = []
     total, done, begun = sum(len(s.pairs) for s in sets), 0, time.monotonic()
-    for one in sets:
-        result = SetResult(one.name, legible(str(one.folder)), one.aligned)
-        results.append(result)
-        gains: list[float] = []
-        for name, blurry, sharp in one.read():
-            if not infos:
-                infos = [_info(c, blurry) for c in candidates]
-            result.images.append(_measure(one, name, blurry, sharp, stopwatches, gallery, options))
-            gain = result.images[-1].scores[gallery.subject].gain
-            gains += [gain] if gain == gain else []
-            done += 1
-            if progress is not None:
-                mean = sum(gains) / len(gains) if gains else None
-                progress(Progress(done, total, one.name, mean, time.monotonic() - begun))
-    evaluation = Evaluation(
-        version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=_machine(candidates[0].device),
-        options=plain(options.model_dump(mode="json", exclude={"output", "overwrite"})),
-        ssim_window=options.ssim_window,
-        models=infos,
-        sets=results,
-    )
-    return evaluation, gallery
+
+    def so_far(stopped: str) -> Evaluation:
+        return Evaluation(
+            version=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=_machine(candidates[0].device),
+            options=plain(options.model_dump(mode="json", exclude={"output", "overwrite"})),
+            ssim_window=options.ssim_window,
+            models=infos,
+            sets=[r for r in results if r.images],
+            stopped=stopped,
+        )
+
+    try:
+        for one in sets:
+            result = SetResult(one.name, legible(str(one.folder)), one.aligned)
+            results.append(result)
+            gains: list[float] = []
+            for name, blurry, sharp in one.read():
+                if not infos:
+                    infos = [_info(c, blurry) for c in candidates]
+                result.images.append(_measure(one, name, blurry, sharp, stopwatches, gallery, options))
+                gain = result.images[-1].scores[gallery.subject].gain
+                gains += [gain] if gain == gain else []
+                done += 1
+                if progress is not None:
+                    mean = sum(gains) / len(gains) if gains else None
+                    progress(Progress(done, total, one.name, mean, time.monotonic() - begun))
+    except BaseException:
+        if done and rescue is not None:  # hours of work
+            rescue(so_far(f"stopped after {done} of {total} pairs"), gallery)
+        raise
+    return so_far(""), gallery
 
 
 class _Set:

@@ -37,6 +37,7 @@ def html_report(evaluation: Evaluation, gallery: Gallery, *, published: bool = F
     origin = " · ".join((evaluation.created, f"streamdeblur {evaluation.version}", machine))
     parts = [
         f"<h1>{title}</h1>",
+        *([f'<p class="note">{evaluation.stopped.capitalize()}.</p>'] if evaluation.stopped else []),
         '<ul class="lead">',
         *(f"<li>{_sentence(s, s.summary(subject))}</li>" for s in evaluation.sets),
         "</ul>",
@@ -137,7 +138,7 @@ def _images(s: SetResult, names: Sequence[str]) -> str:
     shown: list[ImageResult] = s.images
     note = ""
     if len(shown) > MOST_ROWS:
-        shown = sorted(shown, key=lambda i: i.scores[names[0]].gain)[:MOST_ROWS]
+        shown = sorted(shown, key=lambda i: _last_without(i.scores[names[0]].gain))[:MOST_ROWS]
         note = (
             f'<p class="note">The {MOST_ROWS} images with the smallest gain of {escape(names[0])}; '
             "results.csv has all.</p>"
@@ -161,6 +162,11 @@ def _images(s: SetResult, names: Sequence[str]) -> str:
         f'<details class="card"><summary>Every image of {escape(s.name)}</summary>{note}<div class="scroll">'
         f'<table class="images"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>'
     )
+
+
+def _last_without(gain: float) -> tuple[bool, float]:
+    """A key to sort by: pairs that have no gain come last."""
+    return math.isnan(gain), gain
 
 
 def _crops(gallery: Gallery, evaluation: Evaluation) -> list[str]:

@@ -90,7 +90,7 @@ class Candidate:
                 return self.restores(x)
         except StreamdeblurError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:  # some programs exit where they fail
             cause = str(e).strip().splitlines() or [type(e).__name__]
             raise StreamdeblurError(
                 f"model {self.name} failed on an image of {x.shape[3]}x{x.shape[2]}: {type(e).__name__}: "
@@ -132,7 +132,10 @@ class Candidate:
         try:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 self.restores(x.clone())
-        except Exception:  # code that does not go with the counter; one that does not work at all is told by ``run``
+        except (
+            Exception,
+            SystemExit,
+        ):  # code that does not go with the counter; one that does not work at all is told by ``run``
             return None
         return counter.get_total_flops() / 1e9 or None
 
@@ -159,18 +162,33 @@ def load_candidates(
 
 
 def _tell_apart(candidates: Sequence[Candidate], weights: str | None) -> None:
-    """Make names unique: by weights or file where they differ, else by number."""
+    """Make names unique: by weights or file where they differ, with as much of the path as it takes; else by number."""
     counts = Counter(c.name for c in candidates)
+    groups: dict[str, list[Candidate]] = {}
     for c in candidates:
         if counts[c.name] > 1 or c.name in RESERVED:
-            detail = c.source.partition("=")[2] or (weights if c.kind == "streamdeblur" else None) or c.source
-            c.name = f"{c.name} ({Path(detail).name})"
+            groups.setdefault(c.name, []).append(c)
+    for name, group in groups.items():
+        details = [
+            Path(c.source.partition("=")[2] or (weights if c.kind == "streamdeblur" else None) or c.source)
+            for c in group
+        ]
+        for c, detail in zip(group, details, strict=True):
+            c.name = f"{name} ({_shortest(detail, details)})"
     counts, seen = Counter(c.name for c in candidates), Counter[str]()
     for c in candidates:
         if counts[c.name] > 1:
             seen[c.name] += 1
             c.name = f"{c.name} #{seen[c.name]}"
         c.name = legible(c.name)
+
+
+def _shortest(path: Path, among: Sequence[Path]) -> Path:
+    """The end of a path that no other one of these has."""
+    for n in range(1, len(path.parts)):
+        if all(other == path or other.parts[-n:] != path.parts[-n:] for other in among):
+            return Path(*path.parts[-n:])
+    return path
 
 
 def _load(
@@ -266,7 +284,12 @@ def _python(factory: FactoryWord, place: torch.device, multiple: int) -> Candida
         kinds = {str(p.dtype).removeprefix("torch.") for p in made.parameters()}
         precision = "/".join(sorted(kinds)).replace("float32", "fp32") or precision
     step = _positive(getattr(made, "size_multiple", 1))
-    restores = cast(Restores, _Padded(made, max(multiple, step)))
+    padded = _Padded(made, max(multiple, step))
+
+    def restores(x: Tensor, /) -> Any:
+        with factory.at_home():
+            return padded(x)
+
     return Candidate(factory.label, factory.word, "python", restores, place, precision, "whole", learned)
 
 

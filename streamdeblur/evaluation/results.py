@@ -150,7 +150,7 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything measured. machine, options: plain values for the record."""
+    """Everything measured. machine, options: plain values for the record. stopped: how far it came, "" to its end."""
 
     version: str
     created: str
@@ -159,6 +159,7 @@ class Evaluation:
     ssim_window: str
     models: list[ModelInfo]
     sets: list[SetResult]
+    stopped: str = ""
 
     @property
     def definitions(self) -> dict[str, str]:
@@ -188,6 +189,7 @@ class Evaluation:
             {
                 "version": self.version,
                 "created": self.created,
+                "stopped": self.stopped,
                 "machine": self.machine,
                 "options": self.options,
                 "definitions": self.definitions,
