@@ -105,7 +105,7 @@ def tune(as_json: bool, quiet: bool, debug: bool, **given: Any) -> None:
 
 def _split(name: str, value: Any) -> tuple[Any, ...]:
     words = tuple(w.strip() for w in str(value).split(",") if w.strip())
-    return tuple(int(w) if w.isdigit() else w for w in words) if name == "batch" else words
+    return tuple(int(w) if w.isdecimal() else w for w in words) if name == "batch" else words
 
 
 def _steps(console: Console, *, quiet: bool) -> Callable[[str], None]:

@@ -135,6 +135,8 @@ def set_up_logging(console: Console, *, debug: bool) -> None:
 
     A warning says that something is lost or changed, so ``--quiet`` does not silence it.
     """
+    if not debug:  # OpenCV's own words on damaged pictures, which are told in a line; read when it is imported
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     logger = logging.getLogger("streamdeblur")
     for old in list(logger.handlers):
         logger.removeHandler(old)

@@ -39,7 +39,7 @@ _CROP = 256
 )
 @click.option("--int8", is_flag=True, help="Quantise (openvino only), calibrated on --calibrate.")
 @click.option("--calibrate", metavar="PAIRS", default=None, help="Folder of pairs; their blurry pictures are used.")
-@click.option("--pictures", type=click.IntRange(1, 10_000), default=64, show_default=True, help="To calibrate on.")
+@click.option("--pictures", type=click.IntRange(1, 10_000), help="To calibrate on. Default: 64.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON on stdout.")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug messages.")
@@ -53,7 +53,7 @@ def export(
     precision: str,
     int8: bool,
     calibrate: str | None,
-    pictures: int,
+    pictures: int | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -65,6 +65,8 @@ def export(
     shape = _size(size)
     if calibrate is not None and not int8:
         raise UsageError("--calibrate is for --int8", "give both or neither")
+    if pictures is not None and calibrate is None:
+        raise UsageError("--pictures is for --calibrate", "give both or neither")
     if int8 and precision != "fp32":
         raise UsageError(f"--int8 and --precision {precision} exclude each other", "leave one out")
     from streamdeblur.jobs.export import export_network
@@ -76,7 +78,7 @@ def export(
         weights=weights,
         size=shape,
         precision="int8" if int8 else precision,
-        calibration=None if calibrate is None else _crops(calibrate, pictures),
+        calibration=None if calibrate is None else _crops(calibrate, pictures or 64),
         overwrite=overwrite,
     )
     if as_json:

@@ -194,6 +194,13 @@ def _check_checkpoint_output(output: str, sources: Sequence[str], *, overwrite: 
             raise UsageError(f"output {output} is the source itself", "choose another output with -o")
         if not overwrite:
             raise OutputError(f"{output} exists", "--overwrite replaces it")
+    folder = os.path.dirname(output) or "."
+    if not os.path.isdir(folder):
+        raise OutputError(
+            f"{output} can't be written: there is no folder {folder}", "make it, or write elsewhere with -o"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{output} can't be written: folder {folder} is not writable", "write elsewhere with -o")
 
 
 @weights.command("average")
@@ -330,7 +337,7 @@ def demo(
     from streamdeblur.jobs.demo import DemoOptions, run_demo
 
     width, _, height = size.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    if not (width.isdecimal() and height.isdecimal()):
         raise UsageError(f"size {size!r} is not WIDTHxHEIGHT", "for example 640x360")
     options = DemoOptions(
         Path(output), size=(int(width), int(height)), seconds=seconds, seed=seed, model=model, weights=weights

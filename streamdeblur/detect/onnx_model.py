@@ -272,7 +272,7 @@ def _open(word: str, device: str, threads: int | None) -> Any:
     except ImportError as e:
         raise UsageError(f"detector {word} needs onnxruntime", "pip install 'streamdeblur[detect]'") from e
     kind, _, number = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
+    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
         raise UsageError(f"device {device!r} is not known for a detector", "choose from auto, cpu, cuda, cuda:N")
     providers: list[Any] = ["CPUExecutionProvider"]
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from streamdeblur.errors import InputError, UsageError
 from streamdeblur.evaluation.gallery import Gallery, Picture
-from streamdeblur.evaluation.metrics import Window, psnr, quantize, ssim
+from streamdeblur.evaluation.metrics import SIDES, Window, psnr, quantize, ssim
 from streamdeblur.evaluation.options import EvaluateOptions
 from streamdeblur.evaluation.report import html_report
 from streamdeblur.evaluation.restorers import Candidate, load_candidates
@@ -81,8 +81,6 @@ def measure(
     """
     if not options.data:
         raise UsageError("no pairs to measure", "give a folder of pairs with --data")
-    if options.output is not None:
-        require_room(options.output, overwrite=options.overwrite)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     sets = [_Set(folder, options) for folder in options.data]
@@ -95,6 +93,8 @@ def measure(
         tiling=options.tiling,
         multiple=options.multiple,
     )
+    if options.output is not None:  # last: a folder is made for what is going to be measured only
+        require_room(options.output, overwrite=options.overwrite)
     gallery = Gallery(candidates[0].name)
     stopwatches = [_Stopwatch(c, options.warmup, options.repeats) for c in candidates]
     infos: list[ModelInfo] = []
@@ -213,9 +213,10 @@ def _measure(
     options: EvaluateOptions,
 ) -> ImageResult:
     height, width = blurry.shape[-2:]
-    if min(height, width) < 11:
-        raise InputError(f"pair {name} is {width}x{height}", "SSIM needs 11x11 or more")
     window = options.ssim_window
+    least = SIDES[window]
+    if min(height, width) < least:
+        raise InputError(f"pair {name} is {width}x{height}", f"SSIM needs {least}x{least} or more")
     before = _score(one.aligned, blurry, sharp, window)
     scores: dict[str, Score] = {}
     pictures: dict[str, Picture] = {}

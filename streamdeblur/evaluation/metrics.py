@@ -27,6 +27,8 @@ Window = Literal["gaussian", "uniform"]
 K1, K2 = 0.01, 0.03
 GAUSSIAN_RADIUS, GAUSSIAN_SIGMA = 5, 1.5
 UNIFORM_SIZE = 7
+#: Sides of the windows, and so the least of an image.
+SIDES: dict[Window, int] = {"gaussian": 2 * GAUSSIAN_RADIUS + 1, "uniform": UNIFORM_SIZE}
 
 
 def quantize(x: Tensor) -> Tensor:

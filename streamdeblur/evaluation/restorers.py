@@ -16,10 +16,11 @@ Python factories, .pt2 files and pickles may run code of their author's: load on
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -41,6 +42,11 @@ from streamdeblur.restore.blend import pad_frame
 from streamdeblur.restore.engines import resolve_device, resolve_precision
 from streamdeblur.restore.engines.quiet import debugging, quiet_torch
 from streamdeblur.restore.tiles import round_up
+
+log = logging.getLogger(__name__)
+
+#: Above this a result is hardly meant to be in [0, 1].
+_BRIGHTEST = 4.0
 
 #: Names that reports use for the two sides of a pair.
 RESERVED = ("blurry", "sharp")
@@ -78,6 +84,7 @@ class Candidate:
     tiling: str
     parameters: int | None = None
     count: Callable[[int, int], float] | None = None
+    _warned: bool = field(default=False, init=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``run`` and ``check`` in one."""
@@ -99,7 +106,10 @@ class Candidate:
             ) from e
 
     def check(self, x: Tensor, result: Any) -> Tensor:
-        """The restored image, float32, unclamped. Raises StreamdeblurError for what is no image like ``x``."""
+        """The restored image, float32, unclamped; with a warning where it is far above 1.
+
+        Raises StreamdeblurError for what is no image like ``x``.
+        """
         height, width = x.shape[-2:]
         if isinstance(result, (tuple, list)) and self.kind in ("torch.export", "onnx"):
             fitting = [r for r in result if isinstance(r, Tensor) and r.shape == x.shape]
@@ -118,6 +128,13 @@ class Candidate:
             raise StreamdeblurError(
                 f"model {self.name} returned values that are not finite for an image of {width}x{height}",
                 "check its weights, and fp16 for overflow",
+            )
+        if not self._warned and float(result.max()) > _BRIGHTEST:
+            self._warned = True
+            log.warning(
+                "model %s returned values up to %g: RGB in [0, 1] is meant, what is above is cut",
+                self.name,
+                float(result.max()),
             )
         return result.detach().to(x.device, torch.float32)
 
@@ -345,6 +362,8 @@ def _onnx(word: str, place: torch.device, multiple: int) -> Candidate:
         raise WeightsError(
             f"{word} takes {', '.join(f'{i.name} {i.shape}' for i in inputs)}", "it must take one (N, 3, H, W) image"
         )
+    if isinstance(shape[0], int) and shape[0] != 1:
+        raise WeightsError(f"{word} takes {shape[0]} images at once", "export it for one, or for any number")
     kinds: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     if inputs[0].type not in kinds:
         raise WeightsError(f"{word} takes {inputs[0].type}", "it must take float or float16")

@@ -6,6 +6,8 @@ PSNR against the sharp one before and after, and draws a side-by-side picture.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamdeblur import interrupts
-from streamdeblur.errors import MismatchError, OutputError, UsageError
+from streamdeblur.errors import DiskFull, MismatchError, OutputError, UsageError
 from streamdeblur.jobs.process import process_video
 from streamdeblur.jobs.scene import Scene
 from streamdeblur.models.registry import build, default_variant
@@ -98,13 +100,14 @@ def run_demo(options: DemoOptions, on_progress: Progress | None = None) -> DemoR
     if options.model is not None or options.weights is not None:
         build(options.model, options.weights)  # what is wrong with them is told before anything is rendered
     report = on_progress or _silent
+    scene = Scene(options.size, options.seed)
     folder = Path(options.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"folder {folder} can't be made: {error.strerror}", "name another with -o") from error
     blurry, sharp, restored = (folder / f"demo_{name}.mp4" for name in ("blurry", "sharp", "restored"))
-    _render(options, count, blurry, sharp, report)
+    _render(scene, options, count, blurry, sharp, report)
 
     model = options.model
     note = None
@@ -174,8 +177,7 @@ def _frame_count(options: DemoOptions) -> int:
     return count
 
 
-def _render(options: DemoOptions, count: int, blurry: Path, sharp: Path, report: Progress) -> None:
-    scene = Scene(options.size, options.seed)
+def _render(scene: Scene, options: DemoOptions, count: int, blurry: Path, sharp: Path, report: Progress) -> None:
     truth: list[Picture] = []  # held until the first clip is done: 0.7 MB a frame at the default size
 
     def exposures() -> Iterator[Picture]:
@@ -280,5 +282,8 @@ def _replace(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"{path} can't be written: {error.strerror}", "check the folder") from error
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        kind = DiskFull if full else OutputError
+        raise kind(f"{path} can't be written: {error.strerror}", "name another folder with -o") from error

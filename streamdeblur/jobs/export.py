@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from streamdeblur import interrupts
 from streamdeblur.errors import DiskFull, OutputError, StreamdeblurError, UsageError
 from streamdeblur.models import registry
 from streamdeblur.models.base import ResidualModel
@@ -92,7 +95,7 @@ def export_network(
     shape = None if size is None else (size[1], size[0])
     write, load, keep = _formats(network, format, precision, shape, calibration)
     try:
-        with replacing(path) as temporary:
+        with contextlib.ExitStack() as put, replacing(path) as temporary:
             write(temporary)
             try:
                 run = load(temporary)
@@ -103,6 +106,7 @@ def export_network(
                         f"nothing was written; {_advice(precision, calibration is not None)}",
                     )
                 if format == "openvino":
+                    put.enter_context(interrupts.held())  # until the graph is in its place, too
                     temporary.with_suffix(".bin").replace(files[1])
             finally:
                 if format == "openvino":
@@ -174,7 +178,9 @@ def _formats(
         return lambda path: to_onnx(program, path), _load_onnx, lambda: None
 
     def write_torch(path: Path) -> None:
-        torch.export.save(program, path)
+        data = io.BytesIO()  # PyTorch's writer of files aborts the process where a disk is full
+        torch.export.save(program, data)
+        path.write_bytes(data.getbuffer())
 
     return write_torch, _load_torch, lambda: None
 

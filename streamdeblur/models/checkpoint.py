@@ -118,6 +118,14 @@ def _program() -> str:
         return "streamdeblur"
 
 
+#: Files of ``export``, which hold a network and not the weights of one.
+_PROGRAMS = {
+    ".onnx": "a network in ONNX, for evaluate --model and other programs",
+    ".pt2": "a program of torch.export, for evaluate --model and other programs",
+    ".xml": "a network of OpenVINO, for other programs",
+}
+
+
 def save_checkpoint(path: str | os.PathLike[str], weights: MIMOUNet | Mapping[str, Tensor], metadata: Metadata) -> None:
     """Write a network's weights, in the dtype they have, and what is known of them.
 
@@ -139,7 +147,7 @@ def save_checkpoint(path: str | os.PathLike[str], weights: MIMOUNet | Mapping[st
         partial.replace(target)
     except OSError as exc:
         kind = DiskFull if exc.errno in (errno.ENOSPC, errno.EDQUOT) else OutputError
-        raise kind(f"can't write weights to {target}: {exc.strerror}") from exc
+        raise kind(f"can't write weights to {target}: {exc.strerror}", "write them elsewhere, or make room") from exc
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -196,6 +204,10 @@ def is_pickle(path: Path) -> bool:
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Metadata]]:
     file = require_file(path)
+    if file.suffix.lower() in _PROGRAMS:
+        raise WeightsError(
+            f"{file} is {_PROGRAMS[file.suffix.lower()]}, not weights", "export starts from .safetensors"
+        )
     if is_pickle(file):
         raise WeightsError(
             f"{file} is a torch pickle, not safetensors", f"convert it: streamdeblur weights import {file} -o FILE"

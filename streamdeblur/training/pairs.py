@@ -48,14 +48,21 @@ def find_pairs(root: str | Path, layout: str = "auto", split: Split = "train") -
 
     layout: one of ``LAYOUTS``. Sets that have one split only (``blur/`` and ``sharp/`` right in ``root``) give it for
     both; one that has the other split only gives nothing. Raises UsageError for an unknown layout or split,
-    UnreadableInput for a folder that isn't there, InputError for a missing split, a picture without its partner, sizes
-    that differ (as the headers of PNG and JPEG say), or no pair at all.
+    UnreadableInput for a folder that isn't there or can't be read, InputError for a missing split, a picture without
+    its partner, sizes that differ (as the headers of PNG and JPEG say), or no pair at all.
     """
     base = Path(root)
     if layout not in LAYOUTS:
         raise UsageError(f"layout {layout!r} is unknown", f"use {', '.join(LAYOUTS)}")
     if split not in ("train", "test"):
         raise UsageError(f"split {split!r} is unknown", "use train or test")
+    try:
+        return _found_pairs(base, layout, split)
+    except OSError as e:
+        raise UnreadableInput(f"{e.filename or base} can't be read: {e.strerror}", "see that you may read it") from e
+
+
+def _found_pairs(base: Path, layout: str, split: Split) -> list[Pair]:
     if not base.is_dir():
         raise UnreadableInput(f"{base} is not a folder", "give the folder of a set of pairs")
     kind = _recognise(base, split) if layout == "auto" else layout

@@ -37,11 +37,14 @@ def read_picture(path: Path, hint: str = "replace it or take it out of the folde
         raise UnreadableInput(f"picture {path} {damage}", hint)
     encoded = np.frombuffer(data, np.uint8)
     picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    samples = "" if picture is None else str(picture.dtype)
     if picture is not None and picture.dtype == np.uint16:  # OpenCV itself rounds those of TIFF and truncates others
         picture = ((picture.astype(np.uint32) + 128) // 257).astype(np.uint8)
     elif picture is not None and picture.dtype != np.uint8:
         picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
     if picture is None:
+        if samples:
+            raise UnreadableInput(f"picture {path} has {samples} samples", "give pictures of 8 or 16 bits")
         raise UnreadableInput(f"picture {path} can't be decoded", hint)
     return np.ascontiguousarray(picture[..., ::-1])
 

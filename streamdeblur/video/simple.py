@@ -5,6 +5,7 @@ This is not the way of a job, which adds corrections to the planes of its source
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 
-from streamdeblur.errors import EncoderError, UnreadableInput
+from streamdeblur.errors import DiskFull, EncoderError, OutputError, UnreadableInput
 from streamdeblur.video.opening import file_name
 
 Picture = npt.NDArray[np.uint8]
@@ -45,18 +46,24 @@ def write_clip(
     rate: frames a second; frame i is shown at i / rate. audio: (samples, channels) or (samples,) float32 in [-1, 1]
     with its rate in Hz, one or two channels, encoded as AAC. options: of the encoder, such as ``{"crf": "18"}``.
     Converted to BT.709 limited range (ITU-R BT.709-6 3) and tagged so: matrix, primaries, transfer, range.
-    Returns the number of frames. Raises EncoderError where there is no frame or the encoder refuses.
+    Returns the number of frames. Raises EncoderError where there is no frame or the encoder refuses, OutputError
+    (DiskFull) where the file can't be written.
     """
     target = Path(path)
     partial = target.with_name(f"{target.stem}.partial{target.suffix}")
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with av.open(file_name(partial), "w") as container:
             count = _write(container, frames, rate, audio, codec, pix_fmt, options or {})
         if not count:
             raise EncoderError(f"{target.name} has no frames", "give at least one picture")
         partial.replace(target)
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        cause = getattr(error, "errno", None)
+        if cause in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no space left for {target}", "free some, or write elsewhere") from error
+        if isinstance(error, OSError):  # those of FFmpeg that the system gave are, too
+            raise OutputError(f"{target} can't be written: {error.strerror}", "write elsewhere") from error
         raise EncoderError(
             f"{codec} can't write {target.name}: {error}", "check codec, pixel format and size"
         ) from error

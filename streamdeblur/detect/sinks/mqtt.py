@@ -141,6 +141,6 @@ def _topic(pattern: str, record: Record) -> str:
 
 def _number(query: dict[str, str], key: str, default: int, most: int) -> int:
     word = query.get(key, str(default))
-    if not (word.isdigit() and int(word) <= most):
+    if not (word.isdecimal() and int(word) <= most):
         raise UsageError(f"{key} {word!r} in the address of the MQTT broker is not known", f"give 0 to {most}")
     return int(word)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from streamdeblur.config import memory_bytes
+from streamdeblur.errors import UsageError
 from streamdeblur.evaluation.benchmark.machine import busy, load
 from streamdeblur.evaluation.benchmark.options import TuneOptions
 from streamdeblur.evaluation.benchmark.results import megabytes, number, table
@@ -30,6 +31,9 @@ _IN_FLIGHT = (1, 2, 3, 4, 6)
 _WORTH = 1.02
 #: A frame that takes so long hides any hand-over.
 _SLOW = 0.5
+
+#: The least side of frames that a plan is measured with: smaller ones say nothing about larger ones.
+_LEAST = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ def tune(options: TuneOptions, *, tell: Callable[[str], None] = lambda _: None) 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     width, height = parse_size(options.size)
+    if min(width, height) < _LEAST:
+        raise UsageError(f"frames of {width}x{height} say nothing about tiles", "give the size of your footage")
     warning = busy(load())
     restorer = Restorer(
         options.model,

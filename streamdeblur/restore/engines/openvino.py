@@ -8,8 +8,11 @@ shape that has kept it busy for a while gets a graph of its own then.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import queue
+import shutil
 import threading
 import time
 from collections import OrderedDict
@@ -30,6 +33,9 @@ from streamdeblur.restore.engines.fused import CPU_TILE, cpu_callers
 from streamdeblur.restore.memory import activation_bytes
 
 log = logging.getLogger(__name__)
+
+#: Bytes below which a disk counts as full: what a stream holds back before it writes.
+_ROOM = 1 << 20
 
 Requests = queue.SimpleQueue[Any]  # infer requests of one compiled graph that nobody uses
 
@@ -87,7 +93,12 @@ def save_graph(graph: Any, path: Path, *, half: bool = False) -> None:
     with cache.replacing(path) as xml:
         weights = xml.with_suffix(".bin")
         try:
-            openvino.save_model(graph, xml, compress_to_fp16=half)
+            try:
+                openvino.save_model(graph, xml, compress_to_fp16=half)
+            except RuntimeError as e:  # says no more than that a stream failed
+                if shutil.disk_usage(path.parent).free < _ROOM:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from e
+                raise
             weights.replace(path.with_suffix(".bin"))
         finally:
             weights.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 VIDEOS = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".mts", ".y4m", ".wmv"})
 
+_FOREIGN = (".", "@", "__MACOSX")
 _HELD = 512 << 20  # bytes of one video, compressed without loss
 
 
@@ -40,8 +42,8 @@ def list_pictures(path: Path, besides: Path | None = None) -> list[Path]:
     """
     if not path.is_dir():
         raise UnreadableInput(f"{path} is not a folder", "give a folder of pictures")
-    inside = [p for p in path.rglob("*") if not _foreign(p, path)]
-    pictures = [p for p in inside if p.suffix.lower() in PICTURES]
+    inside = _inside(path)
+    pictures = [p for p in inside if p.suffix.lower() in PICTURES and p.is_file()]
     made = _made_folders(path, inside)
     if besides is not None and besides.is_dir():
         name = besides.resolve().name  # of a link, what it leads to is written
@@ -64,9 +66,20 @@ def by_folder(pictures: Iterable[Path]) -> list[list[Path]]:
     return list(folders.values())
 
 
-def _foreign(path: Path, root: Path) -> bool:
-    """Hidden, or of what file managers and archives leave behind."""
-    return any(part.startswith((".", "@", "__MACOSX")) for part in path.relative_to(root).parts)
+def _inside(root: Path) -> list[Path]:
+    """All in a folder and the folders inside it but what is hidden, or left behind by file managers and archives.
+
+    A folder that can't be read is left out, with a warning.
+    """
+    found: list[Path] = []
+
+    def refused(e: OSError) -> None:
+        log.warning("folder %s can't be read (%s): what it holds is left out", e.filename, e.strerror)
+
+    for folder, folders, files in os.walk(root, onerror=refused):
+        folders[:] = [f for f in folders if not f.startswith(_FOREIGN)]
+        found += (Path(folder, name) for name in (*folders, *files) if not name.startswith(_FOREIGN))
+    return found
 
 
 def _by_number(path: Path) -> tuple[list[list[tuple[int, int]]], tuple[str, ...]]:
@@ -170,7 +183,7 @@ def find_sequences(path: Path, *, videos: bool) -> list[Sequence]:
     if not path.is_dir():
         raise UnreadableInput(f"{path} is not there" if not path.exists() else f"{path} is not a folder")
     found = []
-    below = [p for p in path.rglob("*") if not _foreign(p, path)]
+    below = _inside(path)
     made = _made_folders(path, below)
     # by text, as folders are in no order: seeds keep their bytes
     for folder in [path, *sorted(p for p in below if p.is_dir())]:

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from streamdeblur import interrupts
 from streamdeblur.config import parse
 from streamdeblur.errors import DiskFull, InputError, OutputError, UnreadableInput, UsageError
 from streamdeblur.training.pictures import read_picture
@@ -60,6 +61,7 @@ _PREVIEW = 8
 #: ``flow.unexplained`` of consecutive frames: neighbours in DAVIS (24 fps) have 4 to 20 of it, photographs 44 and more.
 _ALIKE = 28.0
 _SHUTTER = (0.3, 2.0)  # frame intervals
+_LEAST = 32  # pixels, the side of a pair
 _TRIES = 6
 
 
@@ -183,6 +185,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target} holds something else than pairs made here", "name another folder with -o")
 
 
+@interrupts.held()
 def _put(made: Path, place: Path) -> None:
     """Move a complete set to its place. An earlier one is set aside for that moment, and removed when all is well."""
     if not place.exists():
@@ -498,9 +501,12 @@ class _Job:
         rim = min(rim, min(width, height) // 8)
         size = self._options.size
         if size is None:
+            rim = min(rim, max(0, (min(width, height) - _LEAST) // 2))
             wide, high = (width - 2 * rim) // 4 * 4, (height - 2 * rim) // 4 * 4
-            if wide < 32 or high < 32:
-                raise InputError(f"{name} is {width}x{height}, too small to blur", "give pictures of 64 pixels or more")
+            if wide < _LEAST or high < _LEAST:
+                raise InputError(
+                    f"{name} is {width}x{height}, too small to blur", f"give pictures of {_LEAST} pixels or more a side"
+                )
             return (width - wide) // 2, (height - high) // 2, wide, high
         if size > min(width, height):
             raise InputError(f"{name} is {width}x{height}, smaller than crops of {size}", "give a smaller --size")
