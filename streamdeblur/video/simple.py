@@ -5,6 +5,7 @@ This is not the way of a job, which adds corrections to the planes of its source
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -68,7 +69,8 @@ def write_clip(
             f"{codec} can't write {target.name}: {error}", "check codec, pixel format and size"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return count
 
 

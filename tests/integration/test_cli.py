@@ -329,6 +329,7 @@ def test_weights_are_averaged(tmp_path: Path) -> None:
         (("1.safetensors", "no.safetensors", "-o", "x.safetensors"), 1, "there is no weights file no.safetensors"),
         (("1.safetensors", "-o", "x.safetensors"), 2, "1 checkpoint can't be averaged"),
         ((*files, "-o", "x.safetensors", "--data", "no"), 1, "no is not a folder"),
+        ((*files, "-o", "no/x.safetensors", "--data", "no"), 1, "there is no folder no; make it"),
         ((*files, "-o", "x.safetensors", "--data", "streets", "--data", "more/streets"), 2, "two sets of pairs"),
     ):
         failed = run("weights", "average", *arguments, cwd=tmp_path)

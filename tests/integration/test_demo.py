@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from streamdeblur.errors import EncoderError, UnreadableInput, UsageError
-from streamdeblur.jobs.demo import NO_WEIGHTS, DemoOptions, psnr, run_demo
+from streamdeblur.errors import DiskFull, EncoderError, OutputError, UnreadableInput, UsageError
+from streamdeblur.jobs.demo import NO_WEIGHTS, DemoOptions, _replace, psnr, run_demo
 from streamdeblur.models.registry import default_variant
 from streamdeblur.video.simple import read_rgb, write_clip
+from tests.commands import run
 
 pytestmark = pytest.mark.integration
 
@@ -143,3 +146,27 @@ def test_without_a_model_named_the_demo_takes_what_ships_and_says_if_nothing_doe
     report = run_demo(DemoOptions(tmp_path, size=(128, 72), seconds=0.1, samples=3))
     assert report.model == (variant.name if variant else "identity")
     assert report.note == (None if variant else NO_WEIGHTS)
+
+
+def test_a_full_disk_and_one_that_takes_nothing_are_told(small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 16384))
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    with pytest.raises(DiskFull, match=r"no space left for .*a\.mp4"):
+        write_clip(small_disk / "a.mp4", [noise] * 9, Fraction(30), codec="ffv1")
+    assert [p.name for p in small_disk.iterdir()] == ["ballast"]
+    with pytest.raises(DiskFull, match=r"x can't be written: No space left"):
+        _replace(small_disk / "x", bytes(100_000))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OutputError, match=r"a\.mp4 can't be written: Read-only file system"):
+        write_clip(small_disk / "a.mp4", [noise], Fraction(30))
+
+
+def test_a_size_that_is_none_makes_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a scene of 16x16 can't be rendered"):
+        run_demo(DemoOptions(tmp_path / "demo", size=(16, 16)))
+    assert not (tmp_path / "demo").exists()
+    done = run("demo", "--size", "²x²", cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        ["error: size '²x²' is not WIDTHxHEIGHT; for example 640x360"],
+    )

@@ -122,6 +122,17 @@ def test_a_full_disk_does_not_take_the_numbers(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_what_ends_it_early_does_not_take_the_pairs_until_then(pairs: Path, code: Path, tmp_path: Path) -> None:
+    whole = (pairs / "blur" / "2.png").read_bytes()
+    (pairs / "blur" / "2.png").write_bytes(whole[: len(whole) // 2])
+    done = run("-d", pairs, "--detector", f"{code}:detector", "-m", f"{code}:brighter", "-o", tmp_path / "out")
+    assert "2.png is cut short" in str(done.exception)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["stopped"], len(results["sets"][0]["images"])) == ("stopped after 2 of 4 pairs", 2)
+    assert done.stdout.splitlines()[-1] == "stopped after 2 of 4 pairs"
+    assert "Stopped after 2 of 4 pairs." in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_what_a_detector_prints_is_no_result(pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(CODE.replace("    def detect(rgb):", "    def detect(rgb):\n        print('!')"))
     words = ["detect-eval", "-d", pairs, "--detector", f"{tmp_path / 'loud.py'}:detector", "--limit", "1", "--json"]

@@ -37,6 +37,7 @@ from streamdeblur.restore.engines.devices import cpu_flags
 from streamdeblur.restore.engines.openvino import Compiled, OpenVINOEngine
 from streamdeblur.restore.memory import own_memory
 from streamdeblur.runtime import Result
+from tests.commands import run
 
 pytestmark = pytest.mark.integration
 
@@ -507,10 +508,20 @@ def test_an_int8_graph_takes_the_place_of_the_one_before_once_it_is_found_good(
     assert kept() == good
 
 
+@pytest.mark.parametrize(("kind", "suffix"), [("torch", ".pt2"), ("openvino", ".xml"), ("onnx", ".onnx")])
+def test_a_full_disk_is_told_and_leaves_nothing(kind: str, suffix: str, small_disk: Path, tmp_path: Path) -> None:
+    """PyTorch's own writer would end the process."""
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 8192))
+    done = run("export", "--format", kind, "-m", MODEL, "-w", WEIGHTS, "-o", small_disk / f"x{suffix}", cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith("error: no room for")) == (1, True), done.stderr
+    assert [p.name for p in small_disk.iterdir()] == ["ballast"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["-o", "a.onnx", "--format", "torch"], "does not end in .pt2"),
+        (["-o", "a.onnx", "--format", "onnx", "--pictures", "3"], "--pictures is for --calibrate"),
         (["-o", "a.onnx", "--format", "onnx", "--precision", "bf16"], "has no bf16"),
         (["-o", "a.pt2", "--format", "torch", "--size", "62x48"], "62x48 is no multiple of 4"),
         (["-o", "a.pt2", "--format", "torch", "--size", "big"], "neither WIDTHxHEIGHT nor dynamic"),

@@ -282,6 +282,51 @@ def test_a_full_disk_does_not_take_the_numbers(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_ends_it_early_does_not_take_the_pairs_until_then(tmp_path: Path, as_json: bool) -> None:
+    make_pairs(tmp_path / "set", 4)
+    whole = (tmp_path / "set" / "blur" / "p2.png").read_bytes()
+    (tmp_path / "set" / "blur" / "p2.png").write_bytes(whole[: len(whole) // 2])
+    done = run("-d", tmp_path / "set", "-m", "offset", "-o", tmp_path / "out", *(["--json"] if as_json else []))
+    with pytest.raises(StreamdeblurError, match=r"p2\.png is cut short"):
+        raise_of(done)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    if as_json:
+        assert json.loads(done.stdout) == results
+    else:
+        assert done.stdout.splitlines()[-1] == "stopped after 2 of 4 pairs"
+    assert (results["stopped"], results["sets"][0]["pairs"]) == ("stopped after 2 of 4 pairs", 2)
+    assert "Stopped after 2 of 4 pairs." in (tmp_path / "out" / "report.html").read_text()
+    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 3
+    with pytest.raises(StreamdeblurError, match=r"p2\.png is cut short"):  # by the library, too
+        evaluate(EvaluateOptions(data=(str(tmp_path / "set"),), model=("offset",), output=tmp_path / "more"))
+    assert json.loads((tmp_path / "more" / "results.json").read_text())["sets"] == results["sets"] or (
+        json.loads((tmp_path / "more" / "results.json").read_text())["sets"][0]["pairs"] == 2
+    )
+
+
+def test_nothing_is_made_for_what_can_not_be_measured(tmp_path: Path) -> None:
+    for words in (["-d", tmp_path / "absent"], ["-d", make_pairs(tmp_path / "set", 1), "-m", "mimo"]):
+        assert run(*words, "-o", tmp_path / "out").exception is not None
+        assert not (tmp_path / "out").exists()
+
+
+def test_brackets_and_colons_in_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "night [v2] :x:"
+    for side, seed in (("blur", 1), ("sharp", 2)):
+        write(folder / side / "u[" / "x] :smile:.png", scene(seed))
+    done = run("-d", folder, "-m", "identity")
+    assert done.exception is None, done.exception
+    assert done.stdout.startswith("night [v2] :x:: 1 pair")
+    assert "u[/x] :smile:" in done.stdout
+
+
+def test_small_pictures_take_the_window_that_fits(tmp_path: Path) -> None:
+    values = {"data": (str(make_pairs(tmp_path, 1, (8, 8))),), "model": ("identity",)}
+    result = evaluate(EvaluateOptions(**values, ssim_window="uniform"))
+    assert 0 < result.sets[0].images[0].input_ssim < 1
+
+
 def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
     folder, odd = tmp_path / os.fsdecode(b"s\xe9t"), os.fsdecode(b"caf\xe9.png")
     for side in ("blur", "sharp"):

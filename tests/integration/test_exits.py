@@ -103,6 +103,13 @@ def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_files_that_the_system_refuses_are_told_by_name(tmp_path: Path) -> None:
+    code = "from streamdeblur.cli.exits import run_and_exit; run_and_exit(lambda: open('a' * 300))"
+    done = _run(code, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {'a' * 300}: File name too long; check the path (--debug shows where)\n"
+
+
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_thread_in_the_network_does_not_abort_the_process(tmp_path: Path, leaves: bool) -> None:
     for _ in range(3 if leaves else 1):  # leaving is a race, and aborted two times in three

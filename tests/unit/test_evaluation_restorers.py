@@ -142,6 +142,7 @@ def test_names_are_told_apart(tmp_path: Path) -> None:
 # -- Python factories --------------------------------------------------------------------------------------------------
 
 FACTORIES = """
+import sys
 import torch
 from torch import nn
 
@@ -167,6 +168,7 @@ def shrinks(): return lambda x: x[..., ::2, ::2]
 def breaks(): return lambda x: x * float("nan")
 def whole_numbers(): return lambda x: (x * 255).to(torch.uint8)
 def stages(): return lambda x: [x, x]
+def leaves(): return lambda x: sys.exit(0)
 def nothing(): return 3
 def fails(): raise RuntimeError("no weights here")
 half = 0.5
@@ -209,6 +211,64 @@ def test_operations_of_what_is_no_module_are_counted_where_they_can_be(factories
     assert picky.gflop(x) is None
 
 
+def test_factories_with_neighbours_of_one_name_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before all the second network's, which would be measured as the first, in silence."""
+    for folder, offset in (("one", 0.125), ("two", 0.25)):
+        (tmp_path / folder / "parts").mkdir(parents=True)
+        (tmp_path / folder / "network.py").write_text(f"OFFSET = {offset}\n")
+        (tmp_path / folder / "parts" / "__init__.py").write_text("")
+        (tmp_path / folder / "parts" / "late.py").write_text(f"OFFSET = 2 * {offset}\n")
+        (tmp_path / folder / "parts" / "later.py").write_text(f"OFFSET = 4 * {offset}\n")
+        (tmp_path / folder / "rival.py").write_text(
+            "import network\n"
+            "def build():\n"
+            "    from parts.late import OFFSET\n"
+            "    def run(x):\n"
+            "        from parts import later\n"
+            "        return x + network.OFFSET + OFFSET + later.OFFSET\n"
+            "    return run\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    one, two = load_candidates(["one/rival.py:build", "two/rival.py:build"])
+    assert (one.name, two.name) == ("rival:build (one/rival.py:build)", "rival:build (two/rival.py:build)")
+    x = torch.zeros((1, 3, 16, 16))
+    for _ in range(2):
+        assert float(one(x).max()) == 7 * 0.125
+        assert float(two(x).max()) == 7 * 0.25
+    assert sys.path == before
+
+
+def test_our_own_modules_are_no_factorys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factory in a checkout of ours imports parts of the package that nobody has imported yet; all have the same."""
+    lazy = "streamdeblur.evaluation.published"
+    code = f"def build():\n    import {lazy}\n    return lambda x: x\n"
+    root = Path(__file__).parents[2]
+    for folder in (tmp_path, tmp_path / "other"):
+        folder.mkdir(exist_ok=True)
+        (folder / "f.py").write_text(code)
+    script = (
+        "import sys\n"
+        "from streamdeblur.detect.factories import _homes, factory_word\n"
+        f"for word in ({str(tmp_path / 'f.py:build')!r}, {str(tmp_path / 'other' / 'f.py:build')!r}):\n"
+        "    factory_word(word).build('model')\n"
+        "    kept = sys.modules['" + lazy + "']\n"
+        "assert sys.modules['" + lazy + "'] is kept\n"
+        "assert not any(n.startswith('streamdeblur') for h in _homes.values() for n in h._modules)\n"
+    )
+    (tmp_path / "streamdeblur").symlink_to(root / "streamdeblur")
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+def test_a_result_of_0_to_255_is_warned_of_once(factories: Path, caplog: pytest.LogCaptureFixture) -> None:
+    factories.write_text(FACTORIES + "\ndef bytes_(): return lambda x: x * 255\n")
+    (one,) = load_candidates([f"{factories}:bytes_"])
+    for _ in range(2):
+        one(torch.ones((1, 3, 16, 16)))
+    (told,) = caplog.records
+    assert told.getMessage().endswith("returned values up to 255: RGB in [0, 1] is meant, what is above is cut")
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -216,6 +276,7 @@ def test_operations_of_what_is_no_module_are_counted_where_they_can_be(factories
         ("breaks", "not finite for an image of 40x24"),
         ("whole_numbers", "returned torch.uint8"),
         ("stages", "returned a list of 2, not a tensor"),
+        ("leaves", "failed on an image of 40x24: SystemExit: 0"),
     ],
 )
 def test_what_is_no_image_is_refused(factories: Path, name: str, text: str) -> None:

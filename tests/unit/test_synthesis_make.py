@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -93,6 +94,37 @@ def test_a_set_inside_the_source_is_not_read_again(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"would replace .*, its source; name another folder"):
             synthesize(source, inside, count=1, overwrite=True)
     assert (inside / "pairs.json").read_bytes() == before
+
+
+def test_folders_with_names_of_pictures_and_those_that_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = unrelated(tmp_path / "photos", 3)
+    (photos / "folder.png").mkdir()
+    (photos / "locked").mkdir()
+    scan = os.scandir
+
+    def refused(path: Any) -> Any:
+        if Path(path).name == "locked":  # root may read all there is
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert synthesize(photos, tmp_path / "out", count=2).frames == 3
+    assert [r.getMessage() for r in caplog.records] == [
+        f"folder {photos / 'locked'} can't be read (Permission denied): what it holds is left out"
+    ]
+
+
+@pytest.mark.parametrize("side", [32, 37, 41])
+def test_frames_as_small_as_flow_takes_make_pairs(tmp_path: Path, side: int) -> None:
+    (tmp_path / "in").mkdir()
+    noise = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(side, side + 20)), (0, 0), 1.5)
+    gray = np.clip(127 + 40 * noise / noise.std(), 0, 255).astype(np.uint8)
+    for k in range(9):
+        assert cv2.imwrite(str(tmp_path / "in" / f"{k}.png"), gray[:, k : k + side])
+    made = synthesize(tmp_path / "in", tmp_path / "out", method="flow", count=2)
+    assert (made.width, made.height) == (32, 32)
 
 
 @pytest.mark.parametrize("side", [16, 20])

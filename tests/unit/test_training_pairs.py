@@ -346,6 +346,19 @@ def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
         read_pair(find_pairs(tmp_path)[0])
 
 
+def test_folders_that_can_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both(tmp_path, "1.png")
+    with pytest.raises(UnreadableInput, match=r"a{300} can't be read: File name too long"):
+        find_pairs(tmp_path / ("a" * 300))
+
+    def refused(self: Path) -> None:  # root may read all there is
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(UnreadableInput, match=r"blur can't be read: Permission denied"):
+        find_pairs(tmp_path)
+
+
 def test_an_empty_set_an_unknown_layout_and_a_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "blur").mkdir()
     (tmp_path / "sharp").mkdir()

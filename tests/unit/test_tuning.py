@@ -352,6 +352,11 @@ def test_no_more_frames_in_flight_than_pay() -> None:
     assert min(rates.values()) > 0
 
 
+def test_frames_smaller_than_any_footage_are_not_measured() -> None:
+    with pytest.raises(UsageError, match="frames of 2x2 say nothing about tiles"):
+        tune(parse(TuneOptions, {"model": "identity", "size": "2x2"}))
+
+
 def test_tuning_keeps_a_plan_that_jobs_follow() -> None:
     given = {
         "model": "mimo-unet-small", "weights": "random:0", "device": "cpu", "precision": "fp32", "engine": "eager",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -66,6 +67,11 @@ def by_folder(pictures: Iterable[Path]) -> list[list[Path]]:
     return list(folders.values())
 
 
+@functools.cache  # a source is looked through more than once
+def _say_left_out(folder: str, why: str) -> None:
+    log.warning("folder %s can't be read (%s): what it holds is left out", folder, why)
+
+
 def _inside(root: Path) -> list[Path]:
     """All in a folder and the folders inside it but what is hidden, or left behind by file managers and archives.
 
@@ -73,10 +79,7 @@ def _inside(root: Path) -> list[Path]:
     """
     found: list[Path] = []
 
-    def refused(e: OSError) -> None:
-        log.warning("folder %s can't be read (%s): what it holds is left out", e.filename, e.strerror)
-
-    for folder, folders, files in os.walk(root, onerror=refused):
+    for folder, folders, files in os.walk(root, onerror=lambda e: _say_left_out(str(e.filename), str(e.strerror))):
         folders[:] = [f for f in folders if not f.startswith(_FOREIGN)]
         found += (Path(folder, name) for name in (*folders, *files) if not name.startswith(_FOREIGN))
     return found
