@@ -184,7 +184,7 @@ def deliver_whole_or_part(
         whole = measure(lambda *values: part.extend(values))
     except BaseException:
         if part:
-            with contextlib.suppress(StreamdeblurError):  # what ended it is to be told
+            with contextlib.suppress(StreamdeblurError, OSError, ReaderGone):  # what ended it is to be told
                 deliver(*part)
         raise
     deliver(*whole)

@@ -208,7 +208,7 @@ def _say(e: BaseException, debug: bool) -> int:
         return _line("out of memory; a smaller picture, --tiling fast or a smaller model takes less", 1)
     if isinstance(e, OSError) and e.filename is not None:
         name = os.fsdecode(e.filename) if isinstance(e.filename, (str, bytes)) else str(e.filename)
-        return _line(f"{name}: {e.strerror}; check the path (--debug shows where)", 1)
+        return _line(f"{name}: {e.strerror or e}; check the path (--debug shows where)", 1)
     text = str(e) or "no message"
     return _line(f"unexpected {type(e).__name__}: {text}; --debug shows where, please report it", 1)
 

@@ -5,8 +5,9 @@
 
 They run code of their author's: name only what you trust.
 
-Factories of several folders may each have a ``network.py`` beside them, or a package ``models``: whatever was imported
-from another one's folder is out of the way while one is built, and within its ``at_home``.
+Factories of several folders may each have a ``network.py`` beside them, or a package ``models``: what was imported from
+one's folder, or from a folder that it added to ``sys.path``, is out of the way while another one is built, and within
+its ``at_home``. Elsewhere the one that came first is found.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +33,14 @@ _WORD = re.compile(r"(?P<module>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*|.+\.py):(?P<name
 
 @dataclass(frozen=True, slots=True)
 class FactoryWord:
-    """Such a word, taken apart. module: dotted name, or path of a Python file. name: of the function."""
+    """Such a word, taken apart. module: dotted name, or path of a Python file. name: of the function. home: the folder
+    of that file, or the current one: where what it imports is looked for first, wherever the program goes later.
+    """
 
     word: str
     module: str
     name: str
+    home: Path
 
     @property
     def label(self) -> str:
@@ -60,20 +65,19 @@ class FactoryWord:
         what: of which kind it shall be ("detector", "model"), for messages. Raises UsageError for a module, a function
         or a result that is none, and for whatever is raised on the way; errors of ours pass as they are.
         """
-        with self.at_home():
+        with _home(self.home).entered(built=True):
             return self._build(what)
 
     def at_home(self) -> contextlib.AbstractContextManager[None]:
         """While it lasts, imports find what lies where the factory does: for code that imports when it is called.
 
-        It changes what the whole process imports, so no other thread may import meanwhile.
+        It changes what the whole process imports. One thread at a time is inside; others should not import meanwhile.
         """
-        folder = Path(self.module).resolve().parent if self.module.endswith(".py") else Path.cwd()
-        return _homes.setdefault(folder, _Home(folder)).entered()
+        return _home(self.home).entered()
 
     def _build(self, what: str) -> Callable[..., Any]:
         try:
-            factory = getattr(_imported(self.module), self.name, None)
+            factory = getattr(_imported(self), self.name, None)
         except StreamdeblurError:
             raise
         except (Exception, SystemExit) as e:  # whatever the module does when it is imported
@@ -102,17 +106,22 @@ class FactoryWord:
 def factory_word(word: str) -> FactoryWord | None:
     """The word taken apart; None where it names no factory."""
     found = _WORD.fullmatch(word)
-    return FactoryWord(word, found["module"], found["name"]) if found else None
+    if found is None:
+        return None
+    module = found["module"]
+    return FactoryWord(
+        word, module, found["name"], Path(module).resolve().parent if module.endswith(".py") else Path.cwd()
+    )
 
 
-def _imported(module: str) -> ModuleType:
-    if not module.endswith(".py"):
-        return importlib.import_module(module)
-    path = Path(module)
+def _imported(word: FactoryWord) -> ModuleType:
+    if not word.module.endswith(".py"):
+        return importlib.import_module(word.module)
+    path = word.home / Path(word.module).name
     if not path.is_file():
-        raise UsageError(f"no file {module}", "name a Python file with a factory, as mine/factory.py:build")
-    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
-    spec = importlib.util.spec_from_file_location(f"_streamdeblur_factory_{path.stem}_{place}", path.resolve())
+        raise UsageError(f"no file {word.module}", "name a Python file with a factory, as mine/factory.py:build")
+    place = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+    spec = importlib.util.spec_from_file_location(f"_streamdeblur_factory_{path.stem}_{place}", path)
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -125,40 +134,55 @@ class _Home:
     """A folder with factories, and the modules that came from it."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._modules: dict[str, ModuleType] = {}
+        self._paths = [str(folder)]  # first that, then what its code added to sys.path
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Imports search the folder first, and find no module of another home."""
-        for other in _homes.values():
-            if other is not self:
-                for name, module in other._modules.items():
-                    if sys.modules.get(name) is module:
-                        del sys.modules[name]
-        sys.modules.update(self._modules)
-        others = {name.partition(".")[0] for name in sys.modules if name not in self._modules}
-        sys.path.insert(0, str(self._folder))  # the console script does not search the current folder either
-        count = len(sys.modules)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(ValueError):
-                sys.path.remove(str(self._folder))
-            if len(sys.modules) != count:
-                self._remember(others)
+    def entered(self, *, built: bool = False) -> Iterator[None]:
+        """Imports search this home first, and find no module of another one. built: modules may be made anew."""
+        with _lock:
+            hidden = {
+                name: module
+                for other in _homes.values()
+                for name, module in other._modules.items()
+                if other is not self and sys.modules.get(name) is module
+            }
+            for name in hidden:
+                del sys.modules[name]
+            sys.modules.update(self._modules)
+            modules, paths = set(sys.modules), list(sys.path)
+            # What lies in a folder that is searched anyhow, is everybody's.
+            everybodys = {os.path.realpath(p) for p in paths}
+            sys.path[:0] = self._paths
+            try:
+                yield
+            finally:
+                self._paths += [p for p in sys.path if p not in paths and p not in self._paths]
+                sys.path[:] = paths
+                if built or sys.modules.keys() != modules:
+                    self._remember(modules - self._modules.keys(), everybodys)
+                sys.modules.update(hidden)
 
-    def _remember(self, others: set[str]) -> None:
-        """Modules that are new here. others: packages that were there before, of which there may be new parts."""
+    def _remember(self, others: set[str], everybodys: set[str]) -> None:
+        """Modules that are new here. others: those that were there, of whose packages there may be new parts."""
+        roots = {name.partition(".")[0] for name in others}
+        folders = {os.path.realpath(p) for p in self._paths} - everybodys
         for name, module in list(sys.modules.items()):
             root = name.partition(".")[0]
-            if root not in others and self._holds(sys.modules.get(root)):
+            if root not in roots and _lies_in(sys.modules.get(root), folders):
                 self._modules[name] = module
 
-    def _holds(self, module: ModuleType | None) -> bool:
-        """Whether a module or package lies in the folder itself; those in an environment below it don't."""
-        places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
-        return any(isinstance(place, str) and Path(place).parent == self._folder for place in places)
+
+def _lies_in(module: ModuleType | None, folders: set[str]) -> bool:
+    """Whether a module or package lies in one of the folders itself; those in an environment below it don't."""
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any(isinstance(place, str) and os.path.realpath(os.path.dirname(place)) in folders for place in places)
 
 
 _homes: dict[Path, _Home] = {}
+_lock = threading.RLock()
+
+
+def _home(folder: Path) -> _Home:
+    with _lock:
+        return _homes.setdefault(folder, _Home(folder))

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from streamdeblur.detect.detector import Detections, Detector, Picture, checked, load_detector
+from streamdeblur.detect.factories import factory_word
 from streamdeblur.detect.onnx_model import iou
 from streamdeblur.errors import InputError, StreamdeblurError, UsageError
 from streamdeblur.evaluation.detection_options import DetectEvalOptions
@@ -191,17 +192,27 @@ def evaluate_detection(
     """``measure_detection``, then ``write_detection``: results.json, results.csv and report.html where
     ``options.output`` says.
 
-    They are written too where it ends early, of the pairs until then. Raises what both raise.
+    They are written too where it ends early, of the pairs until then, if none were there. Raises what both raise.
     """
-    evaluation, examples = measure_detection(options, progress, rescue=lambda e, x: write_detection(e, x, options))
+
+    def rescue(part: DetectionEvaluation, examples: Examples) -> None:
+        with contextlib.suppress(StreamdeblurError):  # what ended it is to be told
+            write_detection(part, examples, options)
+
+    evaluation, examples = measure_detection(options, progress, rescue=rescue)
     write_detection(evaluation, examples, options)
     return evaluation
 
 
 def write_detection(evaluation: DetectionEvaluation, examples: Examples, options: DetectEvalOptions) -> None:
-    """The files of an evaluation, if ``options.output`` names a folder. Raises OutputError and DiskFull."""
+    """The files of an evaluation, if ``options.output`` names a folder. Raises OutputError and DiskFull.
+
+    A part of an evaluation takes the place of no earlier one: OutputError then, too.
+    """
     if options.output is None:
         return
+    if evaluation.stopped:
+        require_room(options.output, overwrite=False)
     from streamdeblur.evaluation.detection_page import detection_page
 
     files = {
@@ -231,8 +242,6 @@ def measure_detection(
     if options.detector is None:
         raise UsageError("no detector to measure with", "name one with --detector")
     _faster_coco_eval()
-    if options.output is not None:
-        require_room(options.output, overwrite=options.overwrite)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     detector = load_detector(
@@ -254,6 +263,10 @@ def measure_detection(
         tiling=options.tiling,
         multiple=options.multiple,
     )
+    if options.output is not None:  # last: a folder is made for what is going to be measured only
+        require_room(options.output, overwrite=options.overwrite)
+    factory = factory_word(options.detector)
+    at_home = contextlib.nullcontext if factory is None else factory.at_home
     versions = [BLURRY, *(c.name for c in candidates)]
     examples = Examples(versions[1], options.pictures if options.output is not None else 0)
     wanted = _wanted(options.classes)
@@ -286,7 +299,8 @@ def measure_detection(
                 for c in candidates:
                     pictures[c.name] = to_picture(c(tensor.to(c.device)).clamp(0, 1))
                 pictures["sharp"] = sharp
-                found = {k: _only(_detect(detector, p, name), wanted) for k, p in pictures.items()}
+                with at_home():
+                    found = {k: _only(_detect(detector, p, name), wanted) for k, p in pictures.items()}
                 examples.offer(seen.add(name, pictures, found))
                 done += 1
                 if progress is not None:
@@ -431,7 +445,7 @@ def _detect(detector: Detector, picture: Picture, name: str) -> Detections:
         return checked(detector(np.ascontiguousarray(picture)), *picture.shape[:2])
     except StreamdeblurError:
         raise
-    except Exception as e:  # a detector is somebody else's code
+    except (Exception, SystemExit) as e:  # a detector is somebody else's code
         raise StreamdeblurError(f"the detector failed on {name}: {type(e).__name__}: {e}") from e
 
 

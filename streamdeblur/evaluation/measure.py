@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import statistics
 import time
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from streamdeblur.errors import InputError, UsageError
+from streamdeblur.errors import InputError, StreamdeblurError, UsageError
 from streamdeblur.evaluation.gallery import Gallery, Picture
 from streamdeblur.evaluation.metrics import SIDES, Window, psnr, quantize, ssim
 from streamdeblur.evaluation.options import EvaluateOptions
@@ -43,16 +44,26 @@ class Progress:
 def evaluate(options: EvaluateOptions, progress: Callable[[Progress], None] | None = None) -> Evaluation:
     """``measure``, then ``write``: results.json, results.csv and report.html where ``options.output`` says.
 
-    They are written too where it ends early, of the pairs until then. Raises what both raise.
+    They are written too where it ends early, of the pairs until then, if none were there. Raises what both raise.
     """
-    evaluation, gallery = measure(options, progress, rescue=lambda e, g: write(e, g, options))
+
+    def rescue(part: Evaluation, gallery: Gallery) -> None:
+        with contextlib.suppress(StreamdeblurError):  # what ended it is to be told
+            write(part, gallery, options)
+
+    evaluation, gallery = measure(options, progress, rescue=rescue)
     write(evaluation, gallery, options)
     return evaluation
 
 
 def write(evaluation: Evaluation, gallery: Gallery, options: EvaluateOptions) -> None:
-    """The files of an evaluation, if ``options.output`` names a folder. Raises OutputError and DiskFull."""
+    """The files of an evaluation, if ``options.output`` names a folder. Raises OutputError and DiskFull.
+
+    A part of an evaluation takes the place of no earlier one: OutputError then, too.
+    """
     if options.output is not None:
+        if evaluation.stopped:
+            require_room(options.output, overwrite=False)
         save(
             options.output,
             {
@@ -179,6 +190,10 @@ class _Stopwatch:
 
     def run(self, image: Tensor) -> tuple[Tensor, float]:
         """The restored image, clamped, and the median seconds."""
+        with self.candidate.home():
+            return self._run(image)
+
+    def _run(self, image: Tensor) -> tuple[Tensor, float]:
         x = image.to(self.candidate.device)
         if tuple(x.shape) not in self._seen:
             self._seen.add(tuple(x.shape))

@@ -16,6 +16,7 @@ Python factories, .pt2 files and pickles may run code of their author's: load on
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -73,6 +74,7 @@ class Candidate:
     "torch.export" or "onnx". device: where images are expected. precision, tiling: for the record.
     parameters: how many numbers are learned, None where that can't be told.
     count: (height, width) → GFLOP of an image, multiply and add counted apart; None counts by running it.
+    home: in which its own imports work; see ``FactoryWord.at_home``.
     """
 
     name: str
@@ -84,14 +86,19 @@ class Candidate:
     tiling: str
     parameters: int | None = None
     count: Callable[[int, int], float] | None = None
+    home: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     _warned: bool = field(default=False, init=False)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``run`` and ``check`` in one."""
-        return self.check(x, self.run(x))
+        """``run`` and ``check`` in one, at home."""
+        with self.home():
+            return self.check(x, self.run(x))
 
     def run(self, x: Tensor) -> Any:
-        """What the restorer returns for (1, 3, H, W) on ``device``. Raises StreamdeblurError where it fails."""
+        """What the restorer returns for (1, 3, H, W) on ``device``. To be timed: whoever calls it enters ``home``.
+
+        Raises StreamdeblurError where it fails.
+        """
         try:
             with torch.no_grad():
                 return self.restores(x)
@@ -147,7 +154,7 @@ class Candidate:
         from torch.utils.flop_counter import FlopCounterMode
 
         try:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with self.home(), FlopCounterMode(display=False) as counter, torch.no_grad():
                 self.restores(x.clone())
         except (
             Exception,
@@ -301,13 +308,10 @@ def _python(factory: FactoryWord, place: torch.device, multiple: int) -> Candida
         kinds = {str(p.dtype).removeprefix("torch.") for p in made.parameters()}
         precision = "/".join(sorted(kinds)).replace("float32", "fp32") or precision
     step = _positive(getattr(made, "size_multiple", 1))
-    padded = _Padded(made, max(multiple, step))
-
-    def restores(x: Tensor, /) -> Any:
-        with factory.at_home():
-            return padded(x)
-
-    return Candidate(factory.label, factory.word, "python", restores, place, precision, "whole", learned)
+    restores = cast(Restores, _Padded(made, max(multiple, step)))
+    return Candidate(
+        factory.label, factory.word, "python", restores, place, precision, "whole", learned, home=factory.at_home
+    )
 
 
 def _positive(value: Any) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +30,8 @@ _PRECISE = (
 )
 _UNSPECIFIED = 2  # ITU-T H.273 table 4
 _AUDIO_CHUNK = 1024
+# What is the fault of the place that is written to, and of no encoder.
+_TARGETS = (errno.EROFS, errno.EACCES, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def write_clip(
@@ -63,8 +66,10 @@ def write_clip(
         cause = getattr(error, "errno", None)
         if cause in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"no space left for {target}", "free some, or write elsewhere") from error
-        if isinstance(error, OSError):  # those of FFmpeg that the system gave are, too
-            raise OutputError(f"{target} can't be written: {error.strerror}", "write elsewhere") from error
+        if cause in _TARGETS:
+            raise OutputError(f"{target} can't be written: {os.strerror(cause)}", "write elsewhere") from error
+        if not isinstance(error, (av.error.FFmpegError, ValueError)):  # of who makes the frames
+            raise
         raise EncoderError(
             f"{codec} can't write {target.name}: {error}", "check codec, pixel format and size"
         ) from error

@@ -133,6 +133,32 @@ def test_what_ends_it_early_does_not_take_the_pairs_until_then(pairs: Path, code
     assert "Stopped after 2 of 4 pairs." in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_detector_that_exits_is_an_error_and_makes_no_folder(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text("import sys\ndef detector(): return lambda rgb: sys.exit(0)\n")
+    words = ["detect-eval", "-d", pairs, "--detector", "leaves.py:detector", "-m", "identity"]
+    done = commands.run(*words, "-o", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the detector failed on 0: SystemExit: 0" in done.stderr
+    done = commands.run(*words[:1], "-d", "absent", *words[3:], "-o", "none", cwd=tmp_path)
+    assert (done.returncode, (tmp_path / "none").exists()) == (1, False)
+
+
+def test_detector_and_restorer_each_have_neighbours_of_their_own(pairs: Path, tmp_path: Path) -> None:
+    for folder, code in (("d", CODE), ("r", "def build(): return lambda x: (x * 2).clamp(0, 1)\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "network.py").write_text(f"NAME = {folder!r}\n")
+        (tmp_path / folder / "f.py").write_text(
+            code.replace(
+                "    def detect(rgb):",
+                "    def detect(rgb):\n        import network\n        assert network.NAME == 'd'",
+            )
+        )
+    done = run(
+        "-d", pairs, "--detector", f"{tmp_path / 'd' / 'f.py'}:detector", "-m", f"{tmp_path / 'r' / 'f.py'}:build"
+    )
+    assert done.exit_code == 0, done.output
+
+
 def test_what_a_detector_prints_is_no_result(pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "loud.py").write_text(CODE.replace("    def detect(rgb):", "    def detect(rgb):\n        print('!')"))
     words = ["detect-eval", "-d", pairs, "--detector", f"{tmp_path / 'loud.py'}:detector", "--limit", "1", "--json"]

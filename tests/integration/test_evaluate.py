@@ -39,6 +39,7 @@ from streamdeblur.evaluation.measure import Progress, evaluate
 from streamdeblur.evaluation.options import EvaluateOptions, Layout
 from streamdeblur.training.alignment import align
 from streamdeblur.training.pairs import LAYOUTS
+from tests import commands
 
 pytestmark = pytest.mark.integration
 
@@ -300,9 +301,42 @@ def test_what_ends_it_early_does_not_take_the_pairs_until_then(tmp_path: Path, a
     assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 3
     with pytest.raises(StreamdeblurError, match=r"p2\.png is cut short"):  # by the library, too
         evaluate(EvaluateOptions(data=(str(tmp_path / "set"),), model=("offset",), output=tmp_path / "more"))
-    assert json.loads((tmp_path / "more" / "results.json").read_text())["sets"] == results["sets"] or (
-        json.loads((tmp_path / "more" / "results.json").read_text())["sets"][0]["pairs"] == 2
+    more = json.loads((tmp_path / "more" / "results.json").read_text())
+    assert (more["stopped"], more["sets"][0]["pairs"]) == ("stopped after 2 of 4 pairs", 2)
+
+
+def test_a_part_takes_the_place_of_no_earlier_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["-d", make_pairs(tmp_path / "set", 3), "-m", "offset", "-o", tmp_path / "out", "--overwrite"]
+    assert run(*words).exception is None
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    (tmp_path / "set" / "blur" / "p1.png").write_bytes(b"")
+    done = run(*words)
+    with pytest.raises(StreamdeblurError, match=r"p1\.png is empty"):
+        raise_of(done)
+    assert done.stdout.splitlines()[-1] == "stopped after 1 of 3 pairs"
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_signal_in_the_second_set_keeps_the_first_and_is_told(tmp_path: Path) -> None:
+    words = [make_pairs(tmp_path / "one", 2), make_pairs(tmp_path / "two", 2)]
+    (tmp_path / "slow.py").write_text(
+        "import os, signal\ncalls = []\n"
+        "def build():\n"
+        "    def run(x):\n"
+        "        calls.append(1)\n"
+        "        if len(calls) > 7:\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return x\n"
+        "    return run\n"
     )
+    more = ["-m", "slow.py:build", "-o", "out", "--no-do-no-harm", "--warmup", "0", "--repeats", "2"]
+    done = commands.run("evaluate", "-d", words[0], "-d", words[1], *more, cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1].split(":")[:2]) == (143, ["error", " terminated"]), (
+        done.stderr
+    )
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [s["pairs"] for s in results["sets"]] == [2, 1]
+    assert done.stdout.splitlines()[-1] == "stopped after 3 of 4 pairs"
 
 
 def test_nothing_is_made_for_what_can_not_be_measured(tmp_path: Path) -> None:

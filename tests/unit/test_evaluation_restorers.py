@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from streamdeblur.detect.factories import factory_word
 from streamdeblur.errors import StreamdeblurError, UsageError, WeightsError
 from streamdeblur.evaluation.benchmark.reference import as_published
 from streamdeblur.evaluation.onnx_files import count_parameters
@@ -239,6 +240,50 @@ def test_factories_with_neighbours_of_one_name_are_kept_apart(tmp_path: Path, mo
     assert sys.path == before
 
 
+@pytest.mark.parametrize("chdir", [False, True])
+def test_factories_that_change_the_search_or_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chdir: bool
+) -> None:
+    """As programs of research do that find their parts and weights beside them."""
+    for folder, offset in (("one", 0.125), ("two", 0.25)):
+        (tmp_path / folder / "lib").mkdir(parents=True)
+        (tmp_path / folder / "scripts").mkdir()
+        (tmp_path / folder / "lib" / "arch.py").write_text(f"OFFSET = {offset}\n")
+        (tmp_path / folder / "lib" / "late.py").write_text(f"OFFSET = 2 * {offset}\n")
+        change = "os.chdir(os.path.dirname(__file__))\n" if chdir else ""
+        (tmp_path / folder / "scripts" / "f.py").write_text(
+            f"import os, sys\n{change}"
+            "sys.path.append(os.path.join(os.path.dirname(os.path.dirname(__file__)), 'lib'))\n"
+            "from arch import OFFSET\n"
+            "def run(x):\n    import late\n    return x + OFFSET + late.OFFSET\n"
+            "def build(): return run\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    words = [tmp_path / "one" / "scripts" / "f.py", tmp_path / "two" / "scripts" / "f.py"]
+    one, two = load_candidates([f"{w if chdir else w.relative_to(tmp_path)}:build" for w in words])
+    x = torch.zeros((1, 3, 16, 16))
+    assert [float(c(x).max()) for c in (two, one, two)] == [0.75, 0.375, 0.75]
+    assert sys.path == before
+
+
+def test_elsewhere_the_factory_that_came_first_finds_its_own(tmp_path: Path) -> None:
+    """A detector of a job is called by threads, outside of its home."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "neighbour.py").write_text(f"NAME = {folder!r}\n")
+        (tmp_path / folder / "f.py").write_text(
+            "import neighbour\ndef run():\n    import neighbour\n    return neighbour.NAME\ndef build(): return run\n"
+        )
+    words = [factory_word(f"{tmp_path / folder / 'f.py'}:build") for folder in ("one", "two")]
+    first, second = (word.build("detector") for word in words if word is not None)
+    assert first() == "one"
+    assert words[1] is not None
+    with words[1].at_home():
+        assert second() == "two"
+    assert first() == "one"
+
+
 def test_our_own_modules_are_no_factorys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A factory in a checkout of ours imports parts of the package that nobody has imported yet; all have the same."""
     lazy = "streamdeblur.evaluation.published"
@@ -250,10 +295,12 @@ def test_our_own_modules_are_no_factorys(tmp_path: Path, monkeypatch: pytest.Mon
     script = (
         "import sys\n"
         "from streamdeblur.detect.factories import _homes, factory_word\n"
+        "seen = []\n"
         f"for word in ({str(tmp_path / 'f.py:build')!r}, {str(tmp_path / 'other' / 'f.py:build')!r}):\n"
+        f"    assert bool(seen) == ({lazy!r} in sys.modules)\n"
         "    factory_word(word).build('model')\n"
-        "    kept = sys.modules['" + lazy + "']\n"
-        "assert sys.modules['" + lazy + "'] is kept\n"
+        f"    seen.append(sys.modules[{lazy!r}])\n"
+        "assert seen[0] is seen[1]\n"
         "assert not any(n.startswith('streamdeblur') for h in _homes.values() for n in h._modules)\n"
     )
     (tmp_path / "streamdeblur").symlink_to(root / "streamdeblur")

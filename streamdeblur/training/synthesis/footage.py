@@ -44,7 +44,7 @@ def list_pictures(path: Path, besides: Path | None = None) -> list[Path]:
     if not path.is_dir():
         raise UnreadableInput(f"{path} is not a folder", "give a folder of pictures")
     inside = _inside(path)
-    pictures = [p for p in inside if p.suffix.lower() in PICTURES and p.is_file()]
+    pictures = [p for p in inside if p.suffix.lower() in PICTURES and _is_picture_file(p)]
     made = _made_folders(path, inside)
     if besides is not None and besides.is_dir():
         name = besides.resolve().name  # of a link, what it leads to is written
@@ -65,6 +65,23 @@ def by_folder(pictures: Iterable[Path]) -> list[list[Path]]:
     for picture in pictures:
         folders.setdefault(picture.parent, []).append(picture)
     return list(folders.values())
+
+
+def _is_picture_file(path: Path) -> bool:
+    """Whether it is no folder. What can't be looked at is one until it is read, and then told."""
+    try:
+        return not path.is_dir()
+    except OSError:
+        return True
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files in a folder; none where it can't be read, which ``_inside`` has told."""
+    try:
+        return [p for p in folder.iterdir() if p.is_file()]
+    except OSError as e:
+        _say_left_out(str(folder), str(e.strerror))
+        return []
 
 
 @functools.cache  # a source is looked through more than once
@@ -192,7 +209,7 @@ def find_sequences(path: Path, *, videos: bool) -> list[Sequence]:
     for folder in [path, *sorted(p for p in below if p.is_dir())]:
         if _within(folder, made):
             continue
-        inside = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+        inside = sorted(p for p in _files(folder) if not p.name.startswith("."))
         frames = sorted(
             (p for p in inside if p.suffix.lower() in PICTURES), key=lambda p: _by_number(p.relative_to(path))
         )

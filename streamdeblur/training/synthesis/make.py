@@ -185,19 +185,19 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{target} holds something else than pairs made here", "name another folder with -o")
 
 
-@interrupts.held()
 def _put(made: Path, place: Path) -> None:
     """Move a complete set to its place. An earlier one is set aside for that moment, and removed when all is well."""
     if not place.exists():
         os.replace(made, place)
         return
     aside = place.with_name(f".{place.name}.old-{os.getpid()}")
-    os.replace(place, aside)
-    try:
-        os.replace(made, place)
-    except BaseException:
-        os.replace(aside, place)
-        raise
+    with interrupts.held():
+        os.replace(place, aside)
+        try:
+            os.replace(made, place)
+        except BaseException:
+            os.replace(aside, place)
+            raise
     shutil.rmtree(aside, ignore_errors=True)
     if aside.exists():
         log.warning("the earlier pairs can't be removed from %s; remove them", aside)
