@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from streamdeblur.cli.exits import ReaderGone
-from streamdeblur.errors import StreamdeblurError
 
 if TYPE_CHECKING:
     from streamdeblur.jobs.process import Progress as Snapshot
@@ -173,18 +172,3 @@ def _flush() -> None:
     if sys.__stdout__ is not None:
         with contextlib.suppress(OSError, ValueError):
             sys.__stdout__.flush()
-
-
-def deliver_whole_or_part(
-    measure: Callable[[Callable[..., None]], tuple[Any, ...]], deliver: Callable[..., None]
-) -> None:
-    """Deliver what ``measure`` returns; or what it hands to its argument before it ends early, and raise why it did."""
-    part: list[Any] = []
-    try:
-        whole = measure(lambda *values: part.extend(values))
-    except BaseException:
-        if part:
-            with contextlib.suppress(StreamdeblurError, OSError, ReaderGone):  # what ended it is to be told
-                deliver(*part)
-        raise
-    deliver(*whole)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import click
 from rich.table import Table
 
-from streamdeblur.cli.console import (
-    Reporter,
-    deliver_whole_or_part,
-    make_console,
-    make_output,
-    set_up_logging,
-    stdout_to_stderr,
-)
+from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.measuring import measure_and_tell
 from streamdeblur.cli.options import gather, model_options
 from streamdeblur.evaluation.detection_options import DetectEvalOptions, DetectionMeasureOptions
 
@@ -51,30 +44,20 @@ def detect_eval(
     from streamdeblur.evaluation.detection import measure_detection, write_detection
     from streamdeblur.evaluation.measure import Progress
 
-    def deliver(result: Any, examples: Any) -> None:
-        try:
-            write_detection(result, examples, options)
-        finally:  # what was measured is not lost with a disk that is full
-            if as_json:
-                print(result.as_json(), end="")
-            else:
-                out = make_output(140)
-                for s in result.sets:
-                    out.print(_table(s, ["blurry", *result.models]))
-                if result.stopped:
-                    out.print(result.stopped)
-        if options.output is not None and not quiet:
-            console.print(str(options.output / "report.html"))
+    def step(reporter: Reporter, p: Progress) -> None:
+        reporter.step("detecting", p.done, p.total, f"{p.seconds / p.done:.2g} s a pair", p.set_name, p.seconds)
 
-    def run(rescue: Callable[..., None]) -> tuple[Any, Any]:
-        with stdout_to_stderr(), Reporter(console, quiet=quiet, unit="pairs") as reporter:
-
-            def show(p: Progress) -> None:
-                reporter.step("detecting", p.done, p.total, f"{p.seconds / p.done:.2g} s a pair", p.set_name, p.seconds)
-
-            return measure_detection(options, show, rescue=rescue)
-
-    deliver_whole_or_part(run, deliver)
+    measure_and_tell(
+        console,
+        options,
+        measure=measure_detection,
+        write=write_detection,
+        step=step,
+        tables=lambda result: [_table(s, ["blurry", *result.models]) for s in result.sets],
+        width=140,
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 def _table(s: Any, versions: list[str]) -> Table:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import click
 from rich.table import Table
 
-from streamdeblur.cli.console import (
-    Reporter,
-    deliver_whole_or_part,
-    make_console,
-    make_output,
-    set_up_logging,
-    stdout_to_stderr,
-)
+from streamdeblur.cli.console import Reporter, make_console, set_up_logging
+from streamdeblur.cli.measuring import measure_and_tell
 from streamdeblur.cli.options import common, gather, model_options
 from streamdeblur.evaluation.options import EvaluateOptions, MeasureOptions
 
@@ -48,34 +42,28 @@ def evaluate(
     from streamdeblur.evaluation.charts import duration
     from streamdeblur.evaluation.measure import Progress, measure, write
 
-    def deliver(result: Any, gallery: Any) -> None:
-        try:
-            write(result, gallery, options)
-        finally:  # hours of work are not lost with a disk that is full
-            if as_json:
-                print(result.as_json(), end="")
-            else:
-                out = make_output(180)
-                for s in result.sets:
-                    out.print(_table(s, result.models, duration))
-                    if s.note:
-                        out.print(s.note)
-                if result.stopped:
-                    out.print(result.stopped)
-        if options.output is not None and not quiet:
-            console.print(str(options.output / "report.html"))
+    def step(reporter: Reporter, p: Progress) -> None:
+        rate = duration(p.seconds / p.done) + " a pair"
+        note = f"{p.set_name} {p.gain:+.2f} dB" if p.gain is not None else p.set_name
+        reporter.step("evaluating", p.done, p.total, rate, note, p.seconds)
 
-    def run(rescue: Callable[..., None]) -> tuple[Any, Any]:
-        with stdout_to_stderr(), Reporter(console, quiet=quiet, unit="pairs") as reporter:
+    def tables(result: Any) -> Iterator[Table | str]:
+        for s in result.sets:
+            yield _table(s, result.models, duration)
+            if s.note:
+                yield s.note
 
-            def show(p: Progress) -> None:
-                rate = duration(p.seconds / p.done) + " a pair"
-                note = f"{p.set_name} {p.gain:+.2f} dB" if p.gain is not None else p.set_name
-                reporter.step("evaluating", p.done, p.total, rate, note, p.seconds)
-
-            return measure(options, show, rescue=rescue)
-
-    deliver_whole_or_part(run, deliver)
+    measure_and_tell(
+        console,
+        options,
+        measure=measure,
+        write=write,
+        step=step,
+        tables=tables,
+        width=180,
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 def _table(s: Any, models: Any, duration: Any) -> Table:

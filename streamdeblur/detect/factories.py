@@ -161,6 +161,10 @@ class _Home:
                 sys.path[:] = paths
                 if built or sys.modules.keys() != modules:
                     self._remember(modules - self._modules.keys(), everybodys)
+                taken = {name.partition(".")[0] for name in hidden}
+                for name in self._modules:  # parts of a package go with it
+                    if name.partition(".")[0] in taken:
+                        sys.modules.pop(name, None)
                 sys.modules.update(hidden)
 
     def _remember(self, others: set[str], everybodys: set[str]) -> None:

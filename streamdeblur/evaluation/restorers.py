@@ -156,11 +156,8 @@ class Candidate:
         try:
             with self.home(), FlopCounterMode(display=False) as counter, torch.no_grad():
                 self.restores(x.clone())
-        except (
-            Exception,
-            SystemExit,
-        ):  # code that does not go with the counter; one that does not work at all is told by ``run``
-            return None
+        except (Exception, SystemExit):
+            return None  # code that does not go with the counter; one that does not work at all is told by ``run``
         return counter.get_total_flops() / 1e9 or None
 
 

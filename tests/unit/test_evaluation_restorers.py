@@ -270,18 +270,22 @@ def test_factories_that_change_the_search_or_the_folder(
 def test_elsewhere_the_factory_that_came_first_finds_its_own(tmp_path: Path) -> None:
     """A detector of a job is called by threads, outside of its home."""
     for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "neighbour.py").write_text(f"NAME = {folder!r}\n")
+        (tmp_path / folder / "neighbour").mkdir(parents=True)
+        (tmp_path / folder / "neighbour" / "__init__.py").write_text(f"NAME = {folder!r}\n")
         (tmp_path / folder / "f.py").write_text(
             "import neighbour\ndef run():\n    import neighbour\n    return neighbour.NAME\ndef build(): return run\n"
         )
+    (tmp_path / "two" / "neighbour" / "more.py").write_text("")
+    (tmp_path / "two" / "f.py").write_text((tmp_path / "two" / "f.py").read_text() + "import neighbour.more\n")
     words = [factory_word(f"{tmp_path / folder / 'f.py'}:build") for folder in ("one", "two")]
     first, second = (word.build("detector") for word in words if word is not None)
     assert first() == "one"
     assert words[1] is not None
     with words[1].at_home():
         assert second() == "two"
+        assert "neighbour.more" in sys.modules
     assert first() == "one"
+    assert "neighbour.more" not in sys.modules
 
 
 def test_our_own_modules_are_no_factorys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
